@@ -1,0 +1,75 @@
+"""The arena: where frontends write items and the engine reads them, without a copy between processes.
+
+One memfd mapping per model version: for each tensor one contiguous region of `capacity` rows, a row being one item.
+
+    ┌ input "image" ──────────────┬ output "logits" ───┬ output "probabilities" ┐
+    │ row 0 │ row 1 │ … │ row n-1 │ row 0 │ … │ row n-1 │ row 0 │ …    │ row n-1 │   regions start on 64 bytes
+    └─────────────────────────────┴────────────────────┴────────────────────────┘
+    slot i = row i of every region
+
+    free ──claim──► claimed ──commit──► waiting ──take──► running ──complete──► answered ──release──► free
+          frontend            frontend           engine            engine                 frontend
+
+A slot belongs to one frontend from claim to release; the engine touches it only between commit and complete. Slot
+numbers cross on the link (`link.py`), never through shared counters: the socket orders the writes, and its end of
+file tells either side that the other is gone. Why not locks or shared rings: docs/adr/0002. A region per tensor, not
+per slot, lets one gather (`numpy.take`) fill a batch, and lets neighbouring slots be run where they lie.
+Checked by tests/property/test_slots.py.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+from models.manifest import NUMPY_OF, TensorSpec
+
+SlotIndex = NewType("SlotIndex", int)
+
+REGION_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector load
+
+
+class Arena:
+    """`inputs[name]` and `outputs[name]` are views `[capacity, *item shape]`; writing them writes shared memory."""
+
+    def __init__(self, fd: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int) -> None:
+        """Map `fd`, which stays the caller's to close. Raises OSError when it is smaller than the layout needs."""
+        self.capacity = capacity
+        regions, size_bytes = _layout([*inputs, *outputs], capacity)
+        if os.fstat(fd).st_size < size_bytes:
+            raise OSError(f"arena of {os.fstat(fd).st_size} bytes, but its layout needs {size_bytes}")
+        self._mapping = mmap.mmap(fd, size_bytes)
+        views = {
+            spec.name: np.ndarray((capacity, *spec.shape[1:]), NUMPY_OF[spec.datatype], self._mapping, offset)
+            for spec, offset in regions
+        }
+        self.inputs: dict[str, npt.NDArray[Any]] = {spec.name: views[spec.name] for spec in inputs}
+        self.outputs: dict[str, npt.NDArray[Any]] = {spec.name: views[spec.name] for spec in outputs}
+
+
+def create_arena(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int) -> tuple[int, Arena]:
+    """A new arena and its descriptor, which the caller passes on and closes. Pages cost memory once written."""
+    _, size_bytes = _layout([*inputs, *outputs], capacity)
+    fd = os.memfd_create("shoal-arena")
+    os.ftruncate(fd, size_bytes)
+    return fd, Arena(fd, inputs, outputs, capacity)
+
+
+def row_bytes(spec: TensorSpec) -> int:
+    return NUMPY_OF[spec.datatype].itemsize * prod(spec.shape[1:])
+
+
+def _layout(specs: Sequence[TensorSpec], capacity: int) -> tuple[list[tuple[TensorSpec, int]], int]:
+    """Each tensor's offset, and the size of the whole, in bytes."""
+    regions: list[tuple[TensorSpec, int]] = []
+    end = 0
+    for spec in specs:
+        assert all(size >= 0 for size in spec.shape[1:]), f"bug: {spec.name} has no fixed item shape: {spec.shape}"
+        offset = -(-end // REGION_ALIGNMENT_BYTES) * REGION_ALIGNMENT_BYTES
+        regions.append((spec, offset))
+        end = offset + capacity * row_bytes(spec)
+    return regions, max(end, 1)

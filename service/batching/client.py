@@ -1,0 +1,341 @@
+"""A frontend's side of the arena and the link: claim slots, write rows, commit, await the answers, release.
+
+    with client.claim(model, n_items) as claim:         Overloaded when there are not n free slots
+        write rows  model.inputs[name][claim.slots[i]]
+        timings = await claim.run(deadline)             DeadlineExceeded · EngineError · EngineDied
+        read rows   model.outputs[name][claim.slots[i]]
+    the slots are free again: at once, or, where the wait was given up, when the engine has answered them
+
+Runs in the event loop's thread alone, so there are no locks. One send per turn of the loop, however many items it
+carries: the system call is a third of what a small request costs. Futures are registered before slots are sent: the
+answer can be there before `send` returns.
+Checked by tests/property/test_slots.py and tests/integration/test_batching.py.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from service.batching.arena import Arena, SlotIndex
+from service.batching.link import (
+    COMMIT,
+    Answer,
+    Event,
+    Kind,
+    Link,
+    LinkClosed,
+    ModelFailed,
+    ModelReady,
+    ModelsLoaded,
+    Status,
+)
+from service.errors import (
+    DeadlineExceeded,
+    EngineDied,
+    EngineError,
+    ModelNotReady,
+    Overloaded,
+    UnknownModel,
+    WrongTensor,
+)
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
+_SWEEP_SECONDS = 0.05  # how late an answer to an expired request may be while the engine is busy
+
+
+class Timings(NamedTuple):
+    """Of the slowest of a request's items: waited, ran, and how many ran together."""
+
+    queue_us: int
+    compute_us: int
+    batch_size: int
+
+
+class ServedModel:
+    """A ready version as this frontend sees it: what it is, its rows, and which of its slots are free."""
+
+    def __init__(self, description: ModelReady, arena: Arena) -> None:
+        self.description = description
+        self.inputs = arena.inputs
+        self.outputs = arena.outputs
+        first, end = description.slots
+        self.capacity = end - first
+        self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
+        self.owners: dict[int, Claim] = {}
+
+    @property
+    def in_flight(self) -> int:
+        return self.capacity - len(self.free)
+
+
+class Observer:
+    """What a frontend may want to know of answers and batches; metrics override it."""
+
+    def batch_answered(self, model: ModelReady, batch_size: int, compute_us: int) -> None:
+        """Once for each batch."""
+
+    def item_answered(self, model: ModelReady, queue_us: int) -> None:
+        """Once for each item."""
+
+
+class Claim:
+    """Slots of one request, from claim to release."""
+
+    __slots__ = (
+        "_client",
+        "_committed",
+        "_future",
+        "_released",
+        "_timings",
+        "deadline",
+        "model",
+        "slots",
+        "unanswered",
+    )
+
+    def __init__(self, client: "Client", model: ServedModel, slots: list[SlotIndex]) -> None:
+        self.model = model
+        self.slots = slots
+        self.deadline = 0
+        self._client = client
+        self._committed = False
+        self._released = False
+        self.unanswered = 0
+        self._future: asyncio.Future[Timings] | None = None
+        self._timings = Timings(0, 0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._released = True
+        if not self.unanswered:
+            self._free()
+
+    def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
+        """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.
+
+        deadline   monotonic ns; items still waiting then are not run
+        """
+        assert not self._committed, "bug: a claim is committed once"
+        self._committed = True
+        self.deadline = deadline
+        self.unanswered = len(self.slots)
+        self._future = self._client.commit(self, priority)
+        return self._future
+
+    def answered(self, answer: Answer) -> None:
+        self.unanswered -= 1
+        if answer.status != Status.OK:
+            self.fail(_ERRORS[answer.status]())
+        if answer.queue_us >= self._timings.queue_us:
+            self._timings = Timings(answer.queue_us, answer.compute_us, answer.batch_size)
+        if self.unanswered:
+            return
+        if self._future is not None and not self._future.done():
+            self._future.set_result(self._timings)
+        if self._released:
+            self._free()
+
+    def fail(self, error: Exception) -> None:
+        """Give up waiting; slots that the engine still holds stay held."""
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(error)
+
+    def _free(self) -> None:
+        self.model.free.extend(reversed(self.slots))
+
+
+_ERRORS: dict[int, Callable[[], Exception]] = {
+    Status.FAILED: lambda: EngineError("the model failed on this input"),
+    Status.EXPIRED: lambda: DeadlineExceeded("the deadline passed while the request waited for its turn"),
+}
+
+
+class Client:
+    """Of one frontend to one engine. Models appear and go as the engine says."""
+
+    def __init__(self, link: Link, observer: Observer | None = None) -> None:
+        self._link = link
+        self._observer = observer or Observer()
+        self._models: dict[str, dict[str, ServedModel]] = {}
+        self._by_index: dict[int, ServedModel] = {}
+        self.failures: dict[tuple[str, str], str] = {}
+        self.loaded = asyncio.Event()
+        self.lost = asyncio.Event()
+        self.alive = True
+        self._outgoing: list[bytes] = []
+        self._in_flight: dict[Claim, None] = {}
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(link.fileno(), self._receive)
+
+    def close(self) -> None:
+        """Leave the link; the engine sees its end of file."""
+        if self.alive:
+            self._lose_engine("the frontend is shutting down")
+
+    @property
+    def in_flight(self) -> int:
+        """Slots that are not free, over all models."""
+        return sum(model.in_flight for model in self._by_index.values())
+
+    def models(self) -> list[ServedModel]:
+        return list(self._by_index.values())
+
+    def versions(self, name: str) -> list[str]:
+        """Ready versions, in ascending order."""
+        return sorted(self._models.get(name, ()), key=_version_key)
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """The version, or the newest. Raises UnknownModel, ModelNotReady."""
+        versions = self._models.get(name)
+        if versions:
+            if version is None:
+                return versions[next(reversed(versions))]
+            if version in versions:
+                return versions[version]
+        raise self._absent(name, version)
+
+    def claim(self, model: ServedModel, n_items: int) -> Claim:
+        """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""
+        free = model.free
+        if n_items == 1 and free:
+            return Claim(self, model, [free.pop()])
+        if not 0 < n_items <= model.capacity:
+            raise WrongTensor(f"{n_items} items in one request; expected 1 to {model.capacity}")
+        if n_items > len(free):
+            raise Overloaded(
+                f"model {model.description.name!r} is overloaded: {model.in_flight} items in flight, "
+                f"room for {model.capacity}"
+            )
+        return Claim(self, model, [free.pop() for _ in range(n_items)])
+
+    def commit(self, claim: Claim, priority: int) -> "asyncio.Future[Timings]":
+        future: asyncio.Future[Timings] = self._loop.create_future()
+        if not self.alive:
+            claim.unanswered = 0
+            future.set_exception(EngineDied("the engine is gone"))
+            return future
+        model = claim.model
+        index = model.description.index
+        now = time.monotonic_ns()
+        for slot in claim.slots:
+            model.owners[slot] = claim
+            self._outgoing.append(COMMIT.pack(Kind.COMMIT, priority, index, slot, now, claim.deadline))
+        self._in_flight[claim] = None
+        if len(self._outgoing) == len(claim.slots):  # the first of this turn
+            self._loop.call_soon(self._send)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+        return future
+
+    def _send(self) -> None:
+        records, self._outgoing = b"".join(self._outgoing), []
+        try:
+            self._link.send(records)
+        except LinkClosed:
+            self._engine_died()
+            return
+        if self._link.wants_write:
+            self._loop.add_writer(self._link.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        try:
+            self._link.flush()
+        except LinkClosed:
+            self._engine_died()
+            return
+        if not self._link.wants_write:
+            self._loop.remove_writer(self._link.fileno())
+
+    def _receive(self) -> None:
+        try:
+            for arrival in self._link.receive():
+                if isinstance(arrival, Answer):
+                    self._answered(arrival)
+                else:
+                    self._apply(*arrival)
+        except LinkClosed:
+            self._engine_died()
+
+    def _answered(self, answer: Answer) -> None:
+        model = self._by_index[answer.model]
+        claim = model.owners.pop(answer.slot)
+        claim.answered(answer)
+        if not claim.unanswered:
+            self._in_flight.pop(claim, None)
+        self._observer.item_answered(model.description, answer.queue_us)
+        if answer.first:
+            self._observer.batch_answered(model.description, answer.batch_size, answer.compute_us)
+
+    def _apply(self, event: Event, descriptor: int | None) -> None:
+        match event:
+            case ModelReady():
+                assert descriptor is not None, "bug: a ready model without its arena"
+                arena = Arena(descriptor, event.inputs, event.outputs, event.capacity)
+                os.close(descriptor)
+                model = ServedModel(event, arena)
+                self._by_index[event.index] = model
+                versions = self._models.get(event.name, {}) | {event.version: model}
+                self._models[event.name] = dict(sorted(versions.items(), key=lambda item: _version_key(item[0])))
+            case ModelFailed():
+                self.failures[event.name, event.version] = event.reason
+            case ModelsLoaded():
+                self.loaded.set()
+
+    def _sweep(self) -> None:
+        """Answer the requests whose deadline passed while the engine was busy with others."""
+        now = time.monotonic_ns()
+        for claim in self._in_flight:
+            if claim.deadline <= now:
+                claim.fail(DeadlineExceeded("the deadline passed before the model answered"))
+        self._sweep_timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if self._in_flight else None
+
+    def _engine_died(self) -> None:
+        if self.alive:
+            log.error("the engine died with %d items in flight", self.in_flight)
+            self._lose_engine("the engine died")
+            self.lost.set()
+
+    def _lose_engine(self, reason: str) -> None:
+        if not self.alive:
+            return
+        self.alive = False
+        self._loop.remove_reader(self._link.fileno())
+        self._loop.remove_writer(self._link.fileno())
+        self._link.close()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for claim in self._in_flight:
+            claim.fail(EngineDied(f"{reason}; the request may be sent again"))
+            claim.unanswered = 0
+        self._in_flight.clear()
+        self._models.clear()
+        self._by_index.clear()
+
+    def _absent(self, name: str, version: str | None) -> UnknownModel | ModelNotReady:
+        """Say why there is no such model: loading, refused, or never heard of."""
+        for (failed_name, failed_version), reason in self.failures.items():
+            if failed_name == name and version in (None, failed_version):
+                return ModelNotReady(f"model {name!r} version {failed_version} is not served: {reason}")
+        if not self.alive:
+            return ModelNotReady(f"model {name!r} is not ready: the engine is gone")
+        if not self.loaded.is_set():
+            return ModelNotReady(f"model {name!r} is not ready: models are loading")
+        if name in self._models:
+            return UnknownModel(f"model {name!r} has no version {version!r}; ready: {', '.join(self.versions(name))}")
+        return UnknownModel(f"no model {name!r}; ready: {', '.join(sorted(self._models)) or 'none'}")
+
+
+def _version_key(version: str) -> tuple[bool, int, str]:
+    """Numbers in numeric order, then everything else as text."""
+    return (not version.isdecimal(), int(version) if version.isdecimal() else 0, version)

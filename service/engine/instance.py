@@ -1,0 +1,36 @@
+"""One loaded copy of a model: gathers rows from the arena into a batch, runs it, scatters the outputs back."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.manifest import NUMPY_OF
+from service.batching.arena import Arena
+from service.engine.session import RunFailed, Session
+
+
+class Instance:
+    """Belongs to one executor while it runs. The batch buffers are made once and used for every run."""
+
+    def __init__(self, session: Session, arena: Arena, max_batch_size: int) -> None:
+        self.session = session
+        self._arena = arena
+        self._buffers = {
+            spec.name: np.empty((max_batch_size, *spec.shape[1:]), NUMPY_OF[spec.datatype]) for spec in session.inputs
+        }
+
+    def run(self, slots: Sequence[int]) -> None:
+        """Answer `slots` (1 to max_batch_size). Raises RunFailed; then no output row was written."""
+        n = len(slots)
+        feeds = {}
+        for name, buffer in self._buffers.items():
+            batch = buffer[:n]
+            # mode="clip": with the default, numpy fills a buffer of its own first. Slots are in range by construction.
+            np.take(self._arena.inputs[name], slots, axis=0, out=batch, mode="clip")
+            feeds[name] = batch
+        outputs = self.session.run(feeds)
+        for spec, output in zip(self.session.outputs, outputs, strict=True):
+            if output.shape != (n, *spec.shape[1:]):
+                raise RunFailed(f"output {spec.name!r} has shape {output.shape}; expected {(n, *spec.shape[1:])}")
+        for spec, output in zip(self.session.outputs, outputs, strict=True):
+            self._arena.outputs[spec.name][slots] = output

@@ -1,0 +1,327 @@
+"""The engine's loop: executors take turns at the links, take a batch, run it and answer.
+
+    idle executors wait on one epoll    the kernel wakes one of them for what arrives (edge-triggered)
+    the woken one, under the mutex      reads the links, moves commits to the queues, takes a batch by policy,
+                                        and, if that leaves work for another idle executor, wakes it (eventfd)
+    without the mutex                   gathers, runs, scatters, and sends the answers itself
+
+There is no thread between the links and the executors: a request passes from the frontend to the thread that runs it
+and back, two hand-overs in all (docs/adr/0010). There are as many executors as cores and none is tied to a model, so
+several models together never run more than the machine has.
+
+While all executors run, commits wait in the socket, for one batch at most; the frontend keeps its own eye on deadlines.
+
+Engines never block on frontends: sends that a link does not take are kept. A frontend's end of file drops its items.
+An error in a run fails the items that cause it, found by halving the batch, and no other. Anything else that raises
+here is a bug: the engine logs it and leaves its links, and every frontend answers 503.
+"""
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from service.batching.link import ANSWER, Kind, Link, LinkClosed, ModelFailed, ModelReady, ModelsLoaded, Status
+from service.batching.policy import Limits, WaitingItem, WaitingQueue
+from service.engine.instance import Instance
+from service.engine.repository import FoundVersion, LoadedVersion, ModelSettings, find_versions, load_version
+from service.engine.session import RunFailed, UnservableModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Model:
+    """A ready version. `idle` are the instances that nobody runs."""
+
+    index: int
+    name: str
+    limits: Limits
+    idle: list[Instance]
+    waiting: WaitingQueue = field(default_factory=WaitingQueue)
+
+
+class _Work(NamedTuple):
+    """A batch with the instance that will run it, and expired items to answer on the way."""
+
+    model: _Model
+    instance: Instance | None
+    batch: list[WaitingItem]
+    expired: list[WaitingItem]
+
+
+class _Result(NamedTuple):
+    item: WaitingItem
+    status: Status
+    queue_us: int
+    compute_us: int
+    batch_size: int
+    first: bool
+
+
+class Engine:
+    """Serves the models of one repository on one device to the frontends at the other ends of `links`."""
+
+    def __init__(self, repository: Path, settings: ModelSettings, max_queue_delay_us: int, links: list[Link]) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._max_queue_delay_us = max_queue_delay_us
+        self._links = dict(enumerate(links))
+        self._sending = {frontend: threading.Lock() for frontend in self._links}
+        self._models: dict[int, _Model] = {}
+        self._mutex = threading.Lock()  # guards everything below and the receiving side of the links
+        self._arrivals = 0
+        self._idle_executors = 0
+        self._next_model = 0
+        self._stopping = False
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+        for link in links:
+            self._epoll.register(link.fileno(), select.EPOLLIN | select.EPOLLET)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
+            for name, body in [
+                ("shoal-loader", self._load_all),
+                *((f"shoal-executor-{i}", self._execute) for i in range(max(settings.cores, settings.instances or 1))),
+            ]
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End after the batches that run now. Items still waiting are not answered; their frontends see end of file."""
+        with self._mutex:
+            self._stopping = True
+        self._ring()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._leave()
+
+    # ── executors ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _execute(self) -> None:
+        finished: _Work | None = None
+        while (work := self._next_work(finished)) is not None:
+            results = [_Result(item, Status.EXPIRED, 0, 0, 0, False) for item in work.expired]
+            if work.instance is not None:
+                results += _run(work.instance, work.batch)
+            self._answer(work.model.index, results)
+            finished = work
+        self._ring()  # the next one, so that all see the end
+
+    def _next_work(self, finished: _Work | None) -> _Work | None:
+        """Give back the instance of what is finished, and wait for something to do. None: stop."""
+        with self._mutex:
+            if finished is not None and finished.instance is not None:
+                finished.model.idle.append(finished.instance)
+            while True:
+                self._read_links()
+                if self._stopping or not self._links:
+                    return None
+                now = time.monotonic_ns()
+                work, retry_at = self._take(now)
+                if work is not None:
+                    if self._idle_executors and any(
+                        len(model.waiting) and model.idle for model in self._models.values()
+                    ):
+                        self._ring()
+                    return work
+                self._idle_executors += 1
+                self._mutex.release()
+                try:
+                    self._wait(None if retry_at is None else (retry_at - now) / 1e9)
+                finally:
+                    self._mutex.acquire()
+                    self._idle_executors -= 1
+
+    def _take(self, now: int) -> tuple[_Work | None, int | None]:
+        """Work for one executor, models in turn; or else when to look again."""
+        retry_at: int | None = None
+        indices = list(self._models)
+        for i in range(len(indices)):
+            turn = (self._next_model + i) % len(indices)
+            model = self._models[indices[turn]]
+            if not (len(model.waiting) and model.idle):
+                continue
+            idle = min(len(model.idle), self._idle_executors + 1)
+            batch, expired, model_retry_at = model.waiting.take(now, idle, model.limits)
+            if batch or expired:
+                self._next_model = turn + 1
+                return _Work(model, model.idle.pop() if batch else None, batch, expired), None
+            if model_retry_at is not None:
+                retry_at = min(retry_at or model_retry_at, model_retry_at)
+        return None, retry_at
+
+    def _read_links(self) -> None:
+        for frontend, link in list(self._links.items()):
+            try:
+                if link.wants_write:
+                    self._flush(frontend, link)
+                more = True
+                while more:
+                    commits, more = link.receive_commits()
+                    for _, priority, model, slot, committed_at, deadline in commits:
+                        self._arrivals += 1
+                        item = WaitingItem(priority, deadline, self._arrivals, slot, frontend, committed_at)
+                        self._models[model].waiting.push(item)
+            except LinkClosed:
+                self._drop_frontend(frontend)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Until something arrives, a bell rings, or the time is over; the kernel wakes one waiter for each event."""
+        if seconds is None:
+            self._epoll.poll()
+        elif seconds > 0:
+            # epoll's own timeout counts milliseconds, a queue delay microseconds.
+            select.select([self._epoll], [], [], seconds)
+            self._epoll.poll(0)
+
+    def _ring(self) -> None:
+        """Wake one executor. The counter is never read: each write is a new edge, and 2^64 of them do not come."""
+        os.eventfd_write(self._bell, 1)
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _answer(self, model: int, results: list[_Result]) -> None:
+        by_frontend: dict[int, list[bytes]] = {}
+        for item, status, queue_us, compute_us, batch, first in results:
+            record = ANSWER.pack(Kind.ANSWER, status, model, item.slot, queue_us, compute_us, batch, first, 0)
+            by_frontend.setdefault(item.frontend, []).append(record)
+        for frontend, records in by_frontend.items():
+            if (link := self._links.get(frontend)) is None:
+                continue
+            try:
+                with self._sending[frontend]:
+                    link.send(b"".join(records))
+                    if link.wants_write:
+                        self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+            except LinkClosed:
+                with self._mutex:
+                    self._drop_frontend(frontend)
+
+    def _flush(self, frontend: int, link: Link) -> None:
+        with self._sending[frontend]:
+            link.flush()
+            if not link.wants_write:
+                self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLET)
+
+    def _announce(self, event: ModelReady | ModelFailed | ModelsLoaded, descriptor: int | None = None) -> None:
+        for frontend, link in list(self._links.items()):
+            try:
+                with self._sending[frontend]:
+                    link.send_event(event, descriptor)
+            except LinkClosed:
+                with self._mutex:
+                    self._drop_frontend(frontend)
+
+    def _drop_frontend(self, frontend: int) -> None:
+        """Forget a frontend that is gone. Called with the mutex held; twice does no harm."""
+        link = self._links.pop(frontend, None)
+        if link is None:
+            return
+        with self._sending[frontend]:
+            self._epoll.unregister(link.fileno())
+            link.close()
+        for model in self._models.values():
+            model.waiting.drop_frontend(frontend)
+
+    # ── loading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _load_all(self) -> None:
+        try:
+            found = find_versions(self._repository)
+        except UnservableModel as error:
+            log.error("%s", error)
+            found = []
+        for version in found:
+            if self._stopping:
+                return
+            self._load(version)
+        self._announce(ModelsLoaded())
+
+    def _load(self, found: FoundVersion) -> None:
+        try:
+            loaded = load_version(found, self._settings)
+        except UnservableModel as error:
+            log.error("model %s version %s is not served: %s", found.name, found.version, error)
+            self._announce(ModelFailed(found.name, found.version, str(error)))
+            return
+        setup = loaded.setup
+        log.info(
+            "model %s version %s is ready after %.2f s: %d instances x %d threads, batches up to %d (%.0f items/s), "
+            "%d golden rows",
+            *(found.name, found.version, loaded.seconds, len(setup.instances), setup.threads, setup.max_batch_size),
+            *(setup.rates[setup.max_batch_size], loaded.golden_rows),
+        )
+        with self._mutex:
+            index = len(self._models)
+            limits = Limits(setup.max_batch_size, self._max_queue_delay_us)
+            self._models[index] = _Model(index, found.name, limits, list(setup.instances))
+        self._announce(_ready(index, loaded), loaded.arena_fd)
+        os.close(loaded.arena_fd)
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except Exception:
+            log.exception("bug: %s ended", threading.current_thread().name)
+            with self._mutex:
+                self._stopping = True
+                for frontend in list(self._links):
+                    self._drop_frontend(frontend)
+            self._ring()
+
+    def _leave(self) -> None:
+        with self._mutex:
+            for frontend in list(self._links):
+                self._drop_frontend(frontend)
+        self._epoll.close()
+        os.close(self._bell)
+
+
+def _run(instance: Instance, batch: list[WaitingItem]) -> list[_Result]:
+    """Run a batch; where it fails, its halves, until the items that make it fail stand alone."""
+    taken_at = time.monotonic_ns()
+    try:
+        instance.run([item.slot for item in batch])
+    except RunFailed as error:
+        if len(batch) == 1:
+            log.error("a run failed on one item: %s", error)
+            compute_us = (time.monotonic_ns() - taken_at) // 1000
+            return [_Result(batch[0], Status.FAILED, (taken_at - batch[0].committed_at) // 1000, compute_us, 1, True)]
+        half = len(batch) // 2
+        return _run(instance, batch[:half]) + _run(instance, batch[half:])
+    compute_us = (time.monotonic_ns() - taken_at) // 1000
+    return [
+        _Result(item, Status.OK, (taken_at - item.committed_at) // 1000, compute_us, len(batch), i == 0)
+        for i, item in enumerate(batch)
+    ]
+
+
+def _ready(index: int, loaded: LoadedVersion) -> ModelReady:
+    return ModelReady(
+        index=index,
+        name=loaded.found.name,
+        version=loaded.found.version,
+        description=loaded.description,
+        inputs=loaded.inputs,
+        outputs=loaded.outputs,
+        input=loaded.input,
+        classification=loaded.classification,
+        capacity=loaded.capacity,
+        slots=(0, loaded.capacity),
+        max_batch_size=loaded.setup.max_batch_size,
+        instances=len(loaded.setup.instances),
+        threads=loaded.setup.threads,
+    )

@@ -1,0 +1,118 @@
+"""Picks instances, threads and batch size for a model on this machine by measuring, within a second.
+
+On a CPU, `cores` instances of one thread usually beat one instance of `cores` threads, most of all at batch 1, but not
+for every model; and past some size a larger batch only adds latency. So: run each way for a moment with all its
+instances at once, keep the fastest, then keep the smallest batch that comes within `GOOD_ENOUGH` of the best rate and
+runs for `LONG_ENOUGH_S`.
+
+What is timed is `Instance.run` on the arena, gather and scatter included, as it will be under load.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.engine.instance import Instance
+
+GOOD_ENOUGH = 0.95  # measurements of 40 ms on a busy machine repeat to about 5 %
+LONG_ENOUGH_S = 0.002  # a batch costs about 0.1 ms outside its run: hand-overs, taking, answering
+_PROBE_SECONDS = 0.04
+_PROBE_BATCH = 8
+
+MakeInstance = Callable[[int], Instance]
+"""An instance with that many threads."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`rates` is the evidence: items/s of all instances together, by batch size."""
+
+    instances: list[Instance]
+    threads: int
+    max_batch_size: int
+    rates: dict[int, float]
+
+
+def choose_setup(
+    make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None, budget_s: float
+) -> Setup:
+    """The fastest way to use `cores`, found in about `budget_s`; `fixed` (instances, threads) leaves only the batch."""
+    give_up_at = time.monotonic() + budget_s
+    probe = min(_PROBE_BATCH, largest_batch)
+    best: tuple[float, int, list[Instance]] | None = None
+    for n_instances, threads in [fixed] if fixed else candidates(cores):
+        if best is not None and time.monotonic() > give_up_at:
+            break
+        instances = [make(threads) for _ in range(n_instances)]
+        rate = measure(instances, probe, give_up_at)
+        if best is None or rate > best[0]:
+            best = rate, threads, instances
+    assert best is not None, "bug: no candidate"
+    rate, threads, instances = best
+    rates = {probe: rate}
+    for size in batch_sizes(largest_batch):
+        if size not in rates and time.monotonic() < give_up_at:
+            rates[size] = measure(instances, size, give_up_at)
+    return Setup(instances, threads, smallest_good(rates, len(instances)), dict(sorted(rates.items())))
+
+
+def candidates(cores: int) -> list[tuple[int, int]]:
+    """(instances, threads) that use all cores, most instances first: halving instances, doubling threads."""
+    found = []
+    threads = 1
+    while threads < cores:
+        found.append((cores // threads, threads))
+        threads *= 2
+    return [*found, (1, cores)]
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """1, 2, 4, … up to and including `largest`."""
+    return sorted({*(1 << power for power in range(largest.bit_length())), largest})
+
+
+def smallest_good(rates: dict[int, float], n_instances: int) -> int:
+    """The smallest batch size that is nearly as fast as the best, and long enough to carry what surrounds a run."""
+    good = [size for size, rate in sorted(rates.items()) if rate >= GOOD_ENOUGH * max(rates.values())]
+    return next((size for size in good if size * n_instances / rates[size] >= LONG_ENOUGH_S), good[-1])
+
+
+def measure(instances: list[Instance], batch: int, give_up_at: float) -> float:
+    """Items/s of all instances running at once. The first run of each allocates, so it counts only when time is up."""
+    slots = range(batch)
+    counts = [0] * len(instances)
+    begun = time.monotonic()
+    for instance in instances:
+        instance.run(slots)
+        if time.monotonic() > give_up_at:  # a model of seconds: its first run is all the evidence there is
+            return batch * len(instances) / (time.monotonic() - begun)
+    start = threading.Barrier(len(instances) + 1)
+    stop_at = [0.0]
+
+    def loop(i: int) -> None:
+        start.wait()
+        while time.monotonic() < stop_at[0]:
+            instances[i].run(slots)
+            counts[i] += batch
+
+    threads = [threading.Thread(target=loop, args=(i,)) for i in range(len(instances))]
+    for thread in threads:
+        thread.start()
+    stop_at[0] = (begun := time.monotonic()) + _PROBE_SECONDS
+    start.wait()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.monotonic() - begun)
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the control group's quota rounded up. Never the host's count."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))

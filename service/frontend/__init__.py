@@ -1,0 +1,11 @@
+"""The frontend: knows HTTP, never onnxruntime.
+
+app.py       the ASGI application: the short way for predictions, Litestar for everything else
+http.py      one request: its body, its id, its answer
+infer.py     POST /v2/models/…/infer      Open Inference Protocol, JSON and binary tensors
+predict.py   POST /predict/…              images, JSON, raw rows → labels
+decode.py    image bytes → uint8 rows
+tensors.py   JSON numbers and bytes ↔ arrays, checked against the model
+admin.py     health, metadata, metrics
+openapi.py   the document behind /docs
+"""

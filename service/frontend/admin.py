@@ -1,0 +1,162 @@
+"""What is not a prediction: health, metadata, metrics. Ordinary Litestar handlers; a microsecond more does not matter.
+
+Health follows the union of what the protocol's clients expect: JSON bodies, 200 or 503. `live` says that the process
+answers; `ready` that it has models to answer with and is not draining.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from typing import Any, Literal
+
+from litestar import Response, get
+from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Redirect
+from msgspec import Struct
+
+from service.batching.client import Client, ServedModel
+
+EXTENSIONS = ["binary_tensor_data"]
+_PLATFORM = "onnxruntime_onnx"
+
+
+@dataclass
+class Health:
+    """Shared by the supervisor, which drains, and the handlers, which tell.
+
+    serving    as usual
+    leaving    not ready, but every request is still answered, with `Connection: close`
+    closing    new predictions are refused; those in flight are finished
+    """
+
+    state: Literal["serving", "leaving", "closing"] = "serving"
+
+    def not_ready_because(self, client: Client) -> str | None:
+        if self.state != "serving":
+            return "the server is draining"
+        if not client.alive:
+            return "the engine is gone"
+        if not client.loaded.is_set():
+            return "models are loading"
+        if not client.models():
+            return "no model could be loaded" if client.failures else "the repository holds no model"
+        return None
+
+
+class Live(Struct):
+    live: bool = True
+
+
+class Ready(Struct, omit_defaults=True):
+    ready: bool
+    live: bool | None = None
+    error: str = ""
+
+
+class ServerMetadata(Struct):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(Struct):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    parameters: dict[str, Any]
+
+
+class ModelNames(Struct):
+    models: list[str]
+
+
+class ModelReadiness(Struct):
+    name: str
+    ready: bool
+
+
+@get("/", include_in_schema=False)
+async def index() -> Redirect:
+    return Redirect("/docs")
+
+
+@get(["/health/live", "/v2/health/live"], tags=["health"], summary="The process answers")
+async def live() -> Live:
+    return Live()
+
+
+@get(["/health/ready", "/v2/health/ready"], tags=["health"], summary="Models answer; 503 with the reason when not")
+async def ready(state: State) -> Response[Ready]:
+    if reason := state.health.not_ready_because(state.client):
+        return Response(Ready(ready=False, error=reason), status_code=503, headers={"retry-after": "1"})
+    return Response(Ready(ready=True, live=True))
+
+
+@get(["/v2", "/v2/"], tags=["metadata"], summary="Name, version and protocol extensions of the server")
+async def server_metadata() -> ServerMetadata:
+    return ServerMetadata("shoal", package_version("shoal"), EXTENSIONS)
+
+
+@get("/v2/models", tags=["metadata"], summary="Names of the models that answer")
+async def model_names(state: State) -> ModelNames:
+    return ModelNames(sorted({model.description.name for model in state.client.models()}))
+
+
+@get(
+    ["/v2/models/{model_name:str}", "/v2/models/{model_name:str}/versions/{model_version:str}"],
+    tags=["metadata"],
+    summary="Inputs, outputs, labels of a model",
+)
+async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> ModelMetadata:
+    return _metadata(state.client, state.client.find(model_name, model_version))
+
+
+@get(
+    ["/v2/models/{model_name:str}/ready", "/v2/models/{model_name:str}/versions/{model_version:str}/ready"],
+    tags=["health"],
+    summary="This model answers; 503 with the reason when not, 404 when there is none",
+)
+async def model_ready(state: State, model_name: str, model_version: str | None = None) -> ModelReadiness:
+    state.client.find(model_name, model_version)
+    return ModelReadiness(model_name, True)
+
+
+def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
+    @get(
+        "/metrics",
+        tags=["metrics"],
+        summary="Prometheus text format",
+        media_type="text/plain; version=0.0.4; charset=utf-8",
+    )
+    async def metrics() -> bytes:
+        return render()
+
+    return metrics
+
+
+def _metadata(client: Client, model: ServedModel) -> ModelMetadata:
+    description = model.description
+    return ModelMetadata(
+        name=description.name,
+        versions=client.versions(description.name),
+        platform=_PLATFORM,
+        inputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in description.inputs],
+        outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in description.outputs],
+        parameters={
+            "version": description.version,
+            "description": description.description,
+            "labels": list(description.classification.labels) if description.classification else [],
+            "max_batch_size": description.max_batch_size,
+            "instances": description.instances,
+            "threads": description.threads,
+        },
+    )

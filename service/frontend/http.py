@@ -1,0 +1,151 @@
+"""One HTTP request on the short way: headers, body, request id, and the answer with its timings.
+
+Nothing here allocates more than it must: this code runs once for each prediction.
+"""
+
+import asyncio
+import itertools
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from litestar.types import Receive, Scope, Send
+
+from service.batching.client import Timings
+from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
+
+JSON = b"application/json"  # without a charset: some protocol clients compare the whole value
+BINARY = b"application/octet-stream"
+
+_MAX_REQUEST_ID_BYTES = 128
+_process_id = os.urandom(6).hex()
+_counter = itertools.count(1)
+
+
+class ClientDisconnected(Exception):
+    """The client left before its body was complete; there is nobody to answer."""
+
+
+@dataclass(slots=True)
+class Answer:
+    body: bytes
+    content_type: bytes = JSON
+    status: int = 200
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Request:
+    """What a handler reads, and what it leaves behind for the answer's headers and the metrics.
+
+    received_at   monotonic ns
+    decoded_ns    time from the complete body to the written rows; `decoded()` sets it
+    timings       of the slowest item; set by the handler
+    """
+
+    __slots__ = ("_body_at", "_receive", "decoded_ns", "headers", "id", "query", "received_at", "timings")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.received_at = time.monotonic_ns()
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.query: bytes = scope["query_string"]
+        self.id = request_id(self.headers.get(b"x-request-id"))
+        self.decoded_ns = 0
+        self._body_at = self.received_at
+        self.timings: Timings | None = None
+        self._receive = receive
+
+    async def body(self, max_bytes: int, timeout_s: float) -> bytes:
+        """The whole body. Raises BodyTooLarge, BodyTimeout, ClientDisconnected."""
+        declared = self.headers.get(b"content-length")
+        if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
+            raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._whole_body(max_bytes)
+        except TimeoutError as error:
+            raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
+        self._body_at = time.monotonic_ns()
+        return body
+
+    def decoded(self) -> None:
+        """The rows are written: from here on the request waits for the engine."""
+        self.decoded_ns = time.monotonic_ns() - self._body_at
+
+    async def _whole_body(self, max_bytes: int) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            if len(message["body"]) > max_bytes:
+                raise BodyTooLarge(f"a body of {len(message['body'])} bytes; at most {max_bytes} are accepted")
+            return message["body"]
+        chunks = bytearray()
+        while True:
+            if message["type"] != "http.request":
+                raise ClientDisconnected
+            chunks += message["body"]
+            if len(chunks) > max_bytes:
+                raise BodyTooLarge(f"a body of more than {max_bytes} bytes; at most that many are accepted")
+            if not message.get("more_body"):
+                return bytes(chunks)
+            message = await self._receive()
+
+
+def request_id(given: bytes | None) -> str:
+    """The client's own id where it is short printable ASCII, else a new one."""
+    if given and len(given) <= _MAX_REQUEST_ID_BYTES and given.isascii() and (text := given.decode()).isprintable():
+        return text
+    return f"{_process_id}-{next(_counter):x}"
+
+
+def server_timing(request: Request) -> str:
+    """W3C Server-Timing; milliseconds. `batch` is how many items ran together."""
+    total = (time.monotonic_ns() - request.received_at) / 1e6
+    if request.timings is None:
+        return f"total;dur={total:.3f}"
+    queue_us, compute_us, batch_size = request.timings
+    return (
+        f"decode;dur={request.decoded_ns / 1e6:.3f}, queue;dur={queue_us / 1e3:.3f}, "
+        f'compute;dur={compute_us / 1e3:.3f}, total;dur={total:.3f}, batch;desc="{batch_size}"'
+    )
+
+
+async def send_answer(send: Send, request: Request, answer: Answer) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", answer.content_type),
+                (b"content-length", b"%d" % len(answer.body)),
+                (b"x-request-id", request.id.encode()),
+                (b"server-timing", server_timing(request).encode()),
+                *answer.headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def error_answer(error: ServiceError) -> Answer:
+    return Answer(
+        error_body(str(error)),
+        status=error.status,
+        headers=[(name.encode(), value.encode()) for name, value in error.headers.items()],
+    )
+
+
+def error_body(message: str) -> bytes:
+    return msgspec.json.encode({"error": message})
+
+
+def decode_json(body: bytes | memoryview, shape: type[Any], what: str) -> Any:
+    """`body` as `shape`. Raises MalformedRequest with msgspec's words, which name the field."""
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.ValidationError as error:
+        raise MalformedRequest(f"{what}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedRequest(f"{what} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise MalformedRequest(f"{what} is nested too deeply") from error

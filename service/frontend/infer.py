@@ -1,0 +1,180 @@
+"""POST /v2/models/{model}[/versions/{version}]/infer: Open Inference Protocol v2, JSON and binary tensors.
+
+    Inference-Header-Content-Length absent      the body is JSON, or, as application/octet-stream, one raw tensor
+    Inference-Header-Content-Length: n > 0      n bytes of JSON, then the binary tensors in the order of `inputs`
+    Inference-Header-Content-Length: 0          the body is one raw tensor
+
+A raw tensor needs a model with one input; its length gives the number of items, and all outputs come back binary.
+Sources: the protocol's REST specification and Triton's binary tensor data extension.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from models.manifest import TensorSpec
+from service.batching.client import Claim, Client, ServedModel
+from service.errors import MalformedRequest, WrongTensor
+from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
+from service.frontend.tensors import (
+    Array,
+    check_datatype,
+    check_shape,
+    items_in,
+    rows_from_bytes,
+    rows_from_numbers,
+    to_json,
+)
+
+HEADER_LENGTH = b"inference-header-content-length"
+
+
+class InferInput(Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class InferOutput(Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(Struct):
+    inputs: list[InferInput]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[InferOutput] | None = None
+
+
+class Wanted(Struct, frozen=True):
+    """One output of the answer, in the order asked for."""
+
+    spec: TensorSpec
+    binary: bool
+
+
+class Parsed(Struct, frozen=True):
+    """A request that fits its model: rows for every input, equally many."""
+
+    id: str
+    rows: dict[str, Array]
+    n_items: int
+    wanted: list[Wanted]
+
+
+def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parsed:
+    """Raises MalformedRequest, WrongTensor; each names the field."""
+    header_length = _header_length(headers, len(body))
+    if header_length == 0:
+        return _parse_raw(model, body)
+    request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
+    specs = {spec.name: spec for spec in model.description.inputs}
+    binary = memoryview(body)[header_length:]
+    rows: dict[str, Array] = {}
+    for given in request.inputs:
+        if (spec := specs.get(given.name)) is None:
+            raise WrongTensor(f"no input {given.name!r}; expected {', '.join(map(repr, specs))}")
+        if given.name in rows:
+            raise WrongTensor(f"input {given.name!r} is given twice")
+        rows[given.name], binary = _rows(spec, given, binary)
+    if missing := specs.keys() - rows.keys():
+        raise WrongTensor(f"missing input {', '.join(map(repr, sorted(missing)))}")
+    if len(binary):
+        raise MalformedRequest(f"{len(binary)} bytes follow the last binary tensor; expected none")
+    if len(counts := {len(array) for array in rows.values()}) > 1:
+        raise WrongTensor(f"inputs of {sorted(counts)} items; expected the same first dimension in all")
+    return Parsed(request.id, rows, counts.pop(), _wanted(model, request))
+
+
+def write(parsed: Parsed, claim: Claim) -> None:
+    for name, array in parsed.rows.items():
+        claim.model.inputs[name][claim.slots] = array
+
+
+def encode(parsed: Parsed, claim: Claim) -> Answer:
+    description = claim.model.description
+    outputs: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for spec, binary in ((wanted.spec, wanted.binary) for wanted in parsed.wanted):
+        array = claim.model.outputs[spec.name][claim.slots]
+        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}
+        if binary:
+            blobs.append(array.tobytes())
+            output["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            output["data"] = to_json(array)
+        outputs.append(output)
+    answer = {"model_name": description.name, "model_version": description.version, "outputs": outputs}
+    if parsed.id:
+        answer["id"] = parsed.id
+    head = msgspec.json.encode(answer)
+    if not blobs:
+        return Answer(head, JSON)
+    return Answer(b"".join([head, *blobs]), BINARY, headers=[(HEADER_LENGTH, b"%d" % len(head))])
+
+
+async def infer(client: Client, model: ServedModel, request: Request, body: bytes, deadline: int) -> Answer:
+    parsed = parse(model, request.headers, body)
+    with client.claim(model, parsed.n_items) as claim:
+        write(parsed, claim)
+        request.decoded()
+        request.timings = await claim.run(deadline)
+        return encode(parsed, claim)
+
+
+def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int:
+    """How much of the body is JSON."""
+    given = headers.get(HEADER_LENGTH)
+    if given is None:
+        return 0 if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY else body_bytes
+    if not given.isdigit() or int(given) > body_bytes:
+        raise MalformedRequest(
+            f"Inference-Header-Content-Length is {given.decode('latin-1')!r}; "
+            f"expected 0 to {body_bytes}, the length of the body"
+        )
+    return int(given)
+
+
+def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
+    inputs = model.description.inputs
+    if len(inputs) != 1:
+        raise WrongTensor(f"a raw body needs a model with 1 input; {model.description.name!r} has {len(inputs)}")
+    n_items = items_in(inputs[0], len(body))
+    wanted = [Wanted(spec, True) for spec in model.description.outputs]
+    return Parsed("", {inputs[0].name: rows_from_bytes(inputs[0], body, n_items)}, n_items, wanted)
+
+
+def _rows(spec: TensorSpec, given: InferInput, binary: memoryview) -> tuple[Array, memoryview]:
+    """The input's rows, and the binary data that is left for the next."""
+    check_datatype(spec, given.datatype)
+    n_items = check_shape(spec, given.shape)
+    size = given.parameters.get("binary_data_size")
+    if size is None:
+        if not memoryview(given.data).nbytes:
+            raise MalformedRequest(f"input {spec.name!r} has neither data nor parameters.binary_data_size")
+        return rows_from_numbers(spec, decode_json(given.data, list, f"input {spec.name!r}: data"), n_items), binary
+    if type(size) is not int or not 0 <= size <= len(binary):
+        raise MalformedRequest(
+            f"input {spec.name!r}: binary_data_size is {size!r}; "
+            f"expected a number up to {len(binary)}, the bytes that are left"
+        )
+    return rows_from_bytes(spec, binary[:size], n_items), binary[size:]
+
+
+def _wanted(model: ServedModel, request: InferRequest) -> list[Wanted]:
+    all_binary = request.parameters.get("binary_data_output", False) is True
+    specs = {spec.name: spec for spec in model.description.outputs}
+    if not request.outputs:
+        return [Wanted(spec, all_binary) for spec in specs.values()]
+    wanted: dict[str, Wanted] = {}
+    for output in request.outputs:
+        if output.name not in specs:
+            raise WrongTensor(f"no output {output.name!r}; expected {', '.join(map(repr, specs))}")
+        if output.name in wanted:
+            raise WrongTensor(f"output {output.name!r} is asked for twice")
+        wanted[output.name] = Wanted(specs[output.name], output.parameters.get("binary_data", all_binary) is True)
+    return list(wanted.values())

@@ -1,0 +1,140 @@
+"""POST /predict/{model}: an image, plain JSON, or raw rows in; labels and probabilities out.
+
+    image/* or anything that starts like one     one image, decoded to the model's size and colours
+    application/json                             {"instances": [item, …]}, each item nested or flat numbers
+    other bytes (application/octet-stream, …)    one or more raw rows
+
+`?top_k=3` limits how many labels come back with each item (default 5).
+"""
+
+import asyncio
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from models.manifest import ImageInput, TensorSpec
+from service.batching.client import Claim, Client, ServedModel
+from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
+from service.frontend.decode import FORMATS, looks_like_image, open_image, render
+from service.frontend.http import Answer, Request, decode_json
+from service.frontend.tensors import Array, items_in, rows_from_bytes, rows_from_numbers, to_json
+from service.settings import Images
+
+DEFAULT_TOP_K = 5
+_PROBABILITY_DIGITS = 6
+
+# What curl, browsers and HTTP libraries send when nobody told them what a body is.
+_UNSPECIFIC = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
+
+
+class Instances(Struct):
+    instances: list[Any]
+
+
+async def predict(
+    client: Client, model: ServedModel, request: Request, body: bytes, deadline: int, images: Images
+) -> Answer:
+    top_k = _top_k(request.query)
+    kind = _kind(model, request.headers.get(b"content-type", b""), body)
+    if kind == "image":
+        with client.claim(model, 1) as claim:  # before decoding: a full server must not decode what it will refuse
+            await _write_image(claim, body, images)
+            return await _run(claim, request, deadline, top_k)
+    rows = _rows(_only_input(model), kind, body)
+    with client.claim(model, len(rows)) as claim:
+        claim.model.inputs[_only_input(model).name][claim.slots] = rows
+        return await _run(claim, request, deadline, top_k)
+
+
+async def _run(claim: Claim, request: Request, deadline: int, top_k: int) -> Answer:
+    request.decoded()
+    request.timings = await claim.run(deadline)
+    description = claim.model.description
+    answer = {
+        "model": description.name,
+        "version": description.version,
+        "predictions": _labelled(claim, top_k) if description.classification else _plain(claim),
+    }
+    return Answer(msgspec.json.encode(answer))
+
+
+def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
+    """image, json or rows."""
+    media_type = content_type.split(b";", 1)[0].strip().lower()
+    if media_type == b"application/json":
+        return "json"
+    takes_images = isinstance(model.description.input, ImageInput)
+    if media_type in _UNSPECIFIC or media_type.startswith(b"image/"):
+        if takes_images and (media_type.startswith(b"image/") or looks_like_image(body)):
+            return "image"
+        if media_type in _UNSPECIFIC:
+            return "rows"
+    expected = f"an image ({', '.join(FORMATS)}), " if takes_images else ""
+    raise UnsupportedMediaType(
+        f"Content-Type {media_type.decode('latin-1')!r}; "
+        f"expected {expected}application/json or application/octet-stream"
+    )
+
+
+async def _write_image(claim: Claim, body: bytes, limits: Images) -> None:
+    target = claim.model.description.input
+    assert isinstance(target, ImageInput), "bug: an image for a model that takes none"
+    image = open_image(body, limits.max_pixels)
+    if image.width * image.height >= limits.decode_in_thread_pixels:
+        pixels = await asyncio.get_running_loop().run_in_executor(None, render, image, target)
+    else:
+        pixels = render(image, target)
+    claim.model.inputs[_only_input(claim.model).name][claim.slots[0]] = pixels
+
+
+def _rows(spec: TensorSpec, kind: str, body: bytes) -> Array:
+    if kind == "json":
+        request: Instances = decode_json(body, Instances, "the prediction request")
+        if not request.instances:
+            raise WrongTensor("instances is empty; expected at least one item")
+        return rows_from_numbers(spec, request.instances, len(request.instances))
+    try:
+        return rows_from_bytes(spec, body, items_in(spec, len(body)))
+    except WrongTensor as error:
+        raise WrongTensor(f"the body is neither an image ({', '.join(FORMATS)}) nor raw rows: {error}") from error
+
+
+def _only_input(model: ServedModel) -> TensorSpec:
+    inputs = model.description.inputs
+    if len(inputs) != 1:
+        raise WrongTensor(
+            f"model {model.description.name!r} has {len(inputs)} inputs; /predict serves models with one, "
+            f"/v2/models/{model.description.name}/infer all"
+        )
+    return inputs[0]
+
+
+def _labelled(claim: Claim, top_k: int) -> list[dict[str, Any]]:
+    """The most probable labels of each item, best first."""
+    classification = claim.model.description.classification
+    assert classification is not None, "bug: labels for a model that has none"
+    predictions = []
+    for row in claim.model.outputs[classification.output][claim.slots]:
+        best = np.argsort(-row, kind="stable")[:top_k].tolist()
+        values = row.tolist()
+        top = [{"label": classification.labels[i], "probability": round(values[i], _PROBABILITY_DIGITS)} for i in best]
+        predictions.append({**top[0], "top": top})
+    return predictions
+
+
+def _plain(claim: Claim) -> list[dict[str, Any]]:
+    """Every output of each item, flat."""
+    outputs = {spec.name: claim.model.outputs[spec.name][claim.slots] for spec in claim.model.description.outputs}
+    return [{name: to_json(array[i]) for name, array in outputs.items()} for i in range(len(claim.slots))]
+
+
+def _top_k(query: bytes) -> int:
+    if not query:
+        return DEFAULT_TOP_K
+    given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("top_k", [str(DEFAULT_TOP_K)])[-1]
+    if not given.isdecimal() or int(given) < 1:
+        raise MalformedRequest(f"top_k is {given!r}; expected a whole number from 1")
+    return int(given)

@@ -1,0 +1,40 @@
+"""What can go wrong between a recipe and a published version; the message says what to do.
+
+TrainingError
+├── DataUnavailable        neither in the cache nor downloadable
+├── DataDamaged            there, but not the official arrays
+├── DeviceUnavailable      asked for a device this machine lacks
+├── Diverged               the loss is no longer a number
+├── VerificationFailed     the exported graph is not the trained model, or not good enough
+└── VersionExists          a published version is never overwritten
+
+`__main__` prints the message alone and exits with `exit_code`: 2 where the call was wrong, 1 where the result is.
+"""
+
+
+class TrainingError(Exception):
+    exit_code = 1
+
+
+class DataUnavailable(TrainingError):
+    exit_code = 2
+
+
+class DataDamaged(TrainingError):
+    exit_code = 2
+
+
+class DeviceUnavailable(TrainingError):
+    exit_code = 2
+
+
+class Diverged(TrainingError):
+    pass
+
+
+class VerificationFailed(TrainingError):
+    pass
+
+
+class VersionExists(TrainingError):
+    exit_code = 2
