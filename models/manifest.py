@@ -4,6 +4,7 @@
         model.onnx       the graph, preprocessing inside; dimension 0 of every tensor is the batch
         manifest.json    `Manifest` below
         golden.npz       arrays `inputs.<tensor>` and `outputs.<tensor>`: rows the service replays before it serves
+        example.png      an image model's first test image, for people to try it with
         ...              checkpoint, training history: whatever `files` lists
 
 A version is immutable once published: `files` holds the SHA-256 of everything beside the manifest, and `check_files`
@@ -13,6 +14,7 @@ Checked by tests/unit/test_manifest.py.
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,6 +40,7 @@ DATATYPE_OF: Mapping[str, Datatype] = {dtype.name: name for name, dtype in NUMPY
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
+EXAMPLE_FILE = "example.png"
 
 
 class ManifestError(Exception):
@@ -141,7 +144,7 @@ def read_manifest(version_dir: Path) -> Manifest:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}") from error
 
 
@@ -159,7 +162,7 @@ def check_files(version_dir: Path, manifest: Manifest) -> None:
     """Compare every listed file with its digest. Raises ManifestError for the first that is missing or differs."""
     for name, expected in manifest.files.items():
         path = version_dir / name
-        if path.parent != version_dir:
+        if Path(name).name != name:
             raise ManifestError(f"{version_dir / MANIFEST_FILE}: files: {name!r} is not a plain file name")
         try:
             found = digest_file(path)
@@ -191,7 +194,7 @@ def read_golden(version_dir: Path) -> Golden:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ManifestError(f"{path}: {error}") from error
     sides: dict[str, dict[str, npt.NDArray[np.generic]]] = {"inputs": {}, "outputs": {}}
     for key, array in arrays.items():

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments in (["-h"], ["--help"]) else 2
     command, *flags = arguments
     try:
-        settings = read_settings(flags, os.environ, command)
+        settings = read_settings(flags, command)
     except SettingsError as error:
         print(f"settings: {error}".replace("\n", "\nsettings: "), file=sys.stderr)
         return 2

@@ -8,9 +8,10 @@ docs/configuration.md is generated from this file (`make docs`) and tests/archit
 
 import argparse
 import difflib
+import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -163,10 +164,10 @@ class Settings(BaseSettings):
 _file: ContextVar[Path | None] = ContextVar("settings file", default=None)
 
 
-def read_settings(flags: Sequence[str], environment: Mapping[str, str], command: str) -> Settings:
+def read_settings(flags: Sequence[str], command: str) -> Settings:
     """Settings from all sources. Raises SettingsError; `--help` and unknown flags end the process, as argparse does."""
-    path = _config_path(flags, environment)
-    if unknown := sorted(set(_shoal_names(environment)) - set(environment_names())):
+    path = _config_path(flags)
+    if unknown := sorted(set(_shoal_names()) - set(environment_names())):
         raise SettingsError("\n".join(f"{name}: no such setting{_suggestion(name)}" for name in unknown))
     token = _file.set(path)
     try:
@@ -179,7 +180,7 @@ def read_settings(flags: Sequence[str], environment: Mapping[str, str], command:
             _cli_hide_none_type=True,
         )
     except ValidationError as error:
-        lines = [_explain(item, flags, environment, path) for item in error.errors()]
+        lines = [_explain(item, flags, path) for item in error.errors()]
         raise SettingsError("\n".join(lines)) from error
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from error
@@ -210,17 +211,17 @@ def flag_name(path: Sequence[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
-def _config_path(flags: Sequence[str], environment: Mapping[str, str]) -> Path | None:
+def _config_path(flags: Sequence[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    chosen = parser.parse_known_args(list(flags))[0].config or environment.get(environment_name(["config"]))
+    chosen = parser.parse_known_args(list(flags))[0].config or os.environ.get(environment_name(["config"]))
     if chosen and not Path(chosen).is_file():
         raise SettingsError(f"config: {chosen!r} is not a file")
     return Path(chosen) if chosen else None
 
 
-def _shoal_names(environment: Mapping[str, str]) -> Iterator[str]:
-    return (name for name in environment if name.startswith(ENV_PREFIX) and not _NOT_SETTINGS.fullmatch(name))
+def _shoal_names() -> Iterator[str]:
+    return (name for name in os.environ if name.startswith(ENV_PREFIX) and not _NOT_SETTINGS.fullmatch(name))
 
 
 def _suggestion(name: str) -> str:
@@ -228,7 +229,7 @@ def _suggestion(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _explain(error: ErrorDetails, flags: Sequence[str], environment: Mapping[str, str], config: Path | None) -> str:
+def _explain(error: ErrorDetails, flags: Sequence[str], config: Path | None) -> str:
     """One line: where the value came from, what it is, what fits."""
     path = [str(part) for part in error["loc"]]
     if not path:
@@ -236,7 +237,7 @@ def _explain(error: ErrorDetails, flags: Sequence[str], environment: Mapping[str
     flag, variable = flag_name(path), environment_name(path)
     if any(word.split("=")[0] in (flag, f"--{path[-1]}") for word in flags):
         source = flag
-    elif variable in environment:
+    elif variable in os.environ:
         source = variable
     else:
         source = f"{config}: {'.'.join(path)}"

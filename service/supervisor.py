@@ -21,6 +21,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from models.manifest import EXAMPLE_FILE
 from service.batching.client import Client
 from service.batching.link import link_pair
 from service.engine.loop import Engine
@@ -35,7 +36,6 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
-_EXAMPLE_FILE = "example.png"
 
 
 class StartError(Exception):
@@ -169,7 +169,7 @@ def _curl(client: Client, repository: Path, url: str) -> str:
     """A line that works as it stands: an example image where a model brings one, else its metadata."""
     for model in client.models():
         facts = model.description
-        example = repository / facts.name / facts.version / _EXAMPLE_FILE
+        example = repository / facts.name / facts.version / EXAMPLE_FILE
         if example.is_file():
             return f"curl --data-binary @{example} {url}/predict/{facts.name}"
     return f"curl {url}/v2/models/{client.models()[0].description.name}"

@@ -72,7 +72,9 @@ def test_no_file_names_a_folder() -> None:
 @pytest.mark.data
 def test_the_accuracy_is_the_one_promised(session: onnxruntime.InferenceSession) -> None:
     if not cache_path(MNIST, DATA_DIR).exists() and not REQUIRE_ALL:
-        pytest.skip(f"no {cache_path(MNIST, DATA_DIR)}; `make data` or SHOAL_DATA_DIR brings it")
+        pytest.skip(
+            f"no {cache_path(MNIST, DATA_DIR)}: set SHOAL_DATA_DIR, or let `python -m training samples` download it"
+        )
     data = load(MNIST, DATA_DIR)
     logits, _ = answer(session, data.test_x)
     accuracy = metrics_of(logits, data.test_y)["accuracy"]

@@ -8,9 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import training.publish
-from models.manifest import check_files, read_golden, read_manifest
+from models.manifest import EXAMPLE_FILE, check_files, read_golden, read_manifest
 from training.architectures import build
 from training.data import DataSet
 from training.errors import VersionExists
@@ -32,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_version_is_whole_and_nothing_is_left_beside_it(published: Path) -> None:
     assert [path.name for path in published.parent.iterdir()] == ["1"]
-    listed = {"model.onnx", "checkpoint.pt", "history.json", "golden.npz"}
+    listed = {"model.onnx", "checkpoint.pt", "history.json", "golden.npz", "example.png"}
     assert {path.name for path in published.iterdir()} == listed | {"manifest.json"}
     manifest = read_manifest(published)
     assert set(manifest.files) == listed
@@ -160,3 +161,8 @@ def test_a_limited_run_says_how_many_items_it_saw(
     manifest = read_manifest(publish(verified, trained, few, recipe, tmp_path, 1))
     assert manifest.dataset is not None
     assert manifest.dataset.train_items == 9
+
+
+def test_the_example_is_the_first_test_image(published: Path, data: DataSet) -> None:
+    with Image.open(published / EXAMPLE_FILE) as example:
+        assert np.array_equal(np.asarray(example), data.test_x[0, :, :, 0])
