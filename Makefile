@@ -56,7 +56,7 @@ bench: $(SERVE_READY) ## Requests/s and CPU per request beside bare onnxruntime 
 	$(BIN)/python -m loadtests.bench
 
 docs: $(TEST_READY) ## Write docs/configuration.md from the settings
-	$(BIN)/python -m tests.support.configuration_page > docs/configuration.md
+	$(BIN)/python -m service.settings_page > docs/configuration.md
 
 setup: $(TEST_READY) ## Install everything for development
 

@@ -71,6 +71,7 @@ class Engine:
         self._repository = repository
         self._settings = settings
         self._max_queue_delay_us = max_queue_delay_us
+        self._n_frontends = len(links)
         self._links = dict(enumerate(links))
         self._sending = {frontend: threading.Lock() for frontend in self._links}
         self._models: dict[int, _Model] = {}
@@ -214,14 +215,15 @@ class Engine:
             if not link.wants_write:
                 self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLET)
 
-    def _announce(self, event: ModelReady | ModelFailed | ModelsLoaded, descriptor: int | None = None) -> None:
-        for frontend, link in list(self._links.items()):
-            try:
-                with self._sending[frontend]:
-                    link.send_event(event, descriptor)
-            except LinkClosed:
-                with self._mutex:
-                    self._drop_frontend(frontend)
+    def _tell(self, frontend: int, event: ModelReady | ModelFailed | ModelsLoaded, arena: int | None = None) -> None:
+        if (link := self._links.get(frontend)) is None:
+            return
+        try:
+            with self._sending[frontend]:
+                link.send_event(event, arena)
+        except LinkClosed:
+            with self._mutex:
+                self._drop_frontend(frontend)
 
     def _drop_frontend(self, frontend: int) -> None:
         """Forget a frontend that is gone. Called with the mutex held; twice does no harm."""
@@ -246,14 +248,16 @@ class Engine:
             if self._stopping:
                 return
             self._load(version)
-        self._announce(ModelsLoaded())
+        for frontend in range(self._n_frontends):
+            self._tell(frontend, ModelsLoaded())
 
     def _load(self, found: FoundVersion) -> None:
         try:
             loaded = load_version(found, self._settings)
         except UnservableModel as error:
             log.error("model %s version %s is not served: %s", found.name, found.version, error)
-            self._announce(ModelFailed(found.name, found.version, str(error)))
+            for frontend in range(self._n_frontends):
+                self._tell(frontend, ModelFailed(found.name, found.version, str(error)))
             return
         setup = loaded.setup
         log.info(
@@ -266,7 +270,9 @@ class Engine:
             index = len(self._models)
             limits = Limits(setup.max_batch_size, self._max_queue_delay_us)
             self._models[index] = _Model(index, found.name, limits, list(setup.instances))
-        self._announce(_ready(index, loaded), loaded.arena_fd)
+        share = loaded.capacity // self._n_frontends
+        for frontend in range(self._n_frontends):
+            self._tell(frontend, _ready(index, loaded, (frontend * share, (frontend + 1) * share)), loaded.arena_fd)
         os.close(loaded.arena_fd)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -309,7 +315,7 @@ def _run(instance: Instance, batch: list[WaitingItem]) -> list[_Result]:
     ]
 
 
-def _ready(index: int, loaded: LoadedVersion) -> ModelReady:
+def _ready(index: int, loaded: LoadedVersion, slots: tuple[int, int]) -> ModelReady:
     return ModelReady(
         index=index,
         name=loaded.found.name,
@@ -320,7 +326,7 @@ def _ready(index: int, loaded: LoadedVersion) -> ModelReady:
         input=loaded.input,
         classification=loaded.classification,
         capacity=loaded.capacity,
-        slots=(0, loaded.capacity),
+        slots=slots,
         max_batch_size=loaded.setup.max_batch_size,
         instances=len(loaded.setup.instances),
         threads=loaded.setup.threads,
