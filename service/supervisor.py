@@ -81,6 +81,7 @@ async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str
             frontend,
             http="httptools",
             ws="none",
+            proxy_headers=False,
             access_log=False,
             log_config=None,
             server_header=False,

@@ -1,9 +1,9 @@
 """A frontend's side of the arena and the link: claim slots, write rows, commit, await the answers, release.
 
     with client.claim(model, n_items) as claim:         Overloaded when there are not n free slots
-        write rows  model.inputs[name][claim.slots[i]]
+        claim.write(name, rows)
         timings = await claim.run(deadline)             DeadlineExceeded · EngineError · EngineDied
-        read rows   model.outputs[name][claim.slots[i]]
+        claim.read(name)
     the slots are free again: at once, or, where the wait was given up, when the engine has answered them
 
 Runs in the event loop's thread alone, so there are no locks. One send per turn of the loop, however many items it
@@ -18,9 +18,11 @@ import os
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from service.batching.arena import Arena, SlotIndex
+import numpy.typing as npt
+
+from service.batching.arena import Arena, RowBytes, SlotIndex
 from service.batching.link import (
     COMMIT,
     Answer,
@@ -62,7 +64,7 @@ class ServedModel:
 
     def __init__(self, description: ModelReady, arena: Arena) -> None:
         self.description = description
-        self.inputs = arena.inputs
+        self.input_rows = arena.input_rows
         self.outputs = arena.outputs
         first, end = description.slots
         self.capacity = end - first
@@ -119,6 +121,17 @@ class Claim:
         self._released = True
         if not self.unanswered:
             self._free()
+
+    def write(self, name: str, rows: RowBytes) -> None:
+        """The input's items in the order of the slots."""
+        self.model.input_rows[name].write(self.slots, rows)
+
+    def read(self, name: str) -> npt.NDArray[Any]:  # Any: the element type is the tensor's
+        """The output's items, [n, elements of an item]; valid until release."""
+        if len(self.slots) == 1:
+            slot = self.slots[0]
+            return self.model.outputs[name][slot : slot + 1]
+        return self.model.outputs[name][self.slots]
 
     def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
         """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.

@@ -14,15 +14,15 @@ import msgspec
 from msgspec import Struct
 
 from models.manifest import TensorSpec
+from service.batching.arena import RowBytes
 from service.batching.client import Claim, Client, ServedModel
 from service.errors import MalformedRequest, WrongTensor
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
 from service.frontend.tensors import (
-    Array,
+    check_bytes,
     check_datatype,
     check_shape,
     items_in,
-    rows_from_bytes,
     rows_from_numbers,
     to_json,
 )
@@ -61,7 +61,7 @@ class Parsed(Struct, frozen=True):
     """A request that fits its model: rows for every input, equally many."""
 
     id: str
-    rows: dict[str, Array]
+    rows: dict[str, RowBytes]
     n_items: int
     wanted: list[Wanted]
 
@@ -74,25 +74,27 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
     specs = {spec.name: spec for spec in model.description.inputs}
     binary = memoryview(body)[header_length:]
-    rows: dict[str, Array] = {}
+    rows: dict[str, RowBytes] = {}
+    counts: dict[str, int] = {}
     for given in request.inputs:
         if (spec := specs.get(given.name)) is None:
             raise WrongTensor(f"no input {given.name!r}; expected {', '.join(map(repr, specs))}")
         if given.name in rows:
             raise WrongTensor(f"input {given.name!r} is given twice")
-        rows[given.name], binary = _rows(spec, given, binary)
+        counts[given.name] = check_shape(spec, given.shape)
+        rows[given.name], binary = _rows(spec, given, binary, counts[given.name])
     if missing := specs.keys() - rows.keys():
         raise WrongTensor(f"missing input {', '.join(map(repr, sorted(missing)))}")
     if len(binary):
         raise MalformedRequest(f"{len(binary)} bytes follow the last binary tensor; expected none")
-    if len(counts := {len(array) for array in rows.values()}) > 1:
-        raise WrongTensor(f"inputs of {sorted(counts)} items; expected the same first dimension in all")
-    return Parsed(request.id, rows, counts.pop(), _wanted(model, request))
+    if len(set(counts.values())) > 1:
+        raise WrongTensor(f"inputs have first dimensions {counts}; expected the same in all")
+    return Parsed(request.id, rows, next(iter(counts.values())), _wanted(model, request))
 
 
 def write(parsed: Parsed, claim: Claim) -> None:
-    for name, array in parsed.rows.items():
-        claim.model.inputs[name][claim.slots] = array
+    for name, rows in parsed.rows.items():
+        claim.write(name, rows)
 
 
 def encode(parsed: Parsed, claim: Claim) -> Answer:
@@ -100,8 +102,9 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for spec, binary in ((wanted.spec, wanted.binary) for wanted in parsed.wanted):
-        array = claim.model.outputs[spec.name][claim.slots]
-        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}
+        array = claim.read(spec.name)
+        shape = [len(array), *spec.shape[1:]]
+        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": shape}
         if binary:
             blobs.append(array.tobytes())
             output["parameters"] = {"binary_data_size": len(blobs[-1])}
@@ -145,13 +148,12 @@ def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
         raise WrongTensor(f"a raw body needs a model with 1 input; {model.description.name!r} has {len(inputs)}")
     n_items = items_in(inputs[0], len(body))
     wanted = [Wanted(spec, True) for spec in model.description.outputs]
-    return Parsed("", {inputs[0].name: rows_from_bytes(inputs[0], body, n_items)}, n_items, wanted)
+    return Parsed("", {inputs[0].name: body}, n_items, wanted)
 
 
-def _rows(spec: TensorSpec, given: InferInput, binary: memoryview) -> tuple[Array, memoryview]:
+def _rows(spec: TensorSpec, given: InferInput, binary: memoryview, n_items: int) -> tuple[RowBytes, memoryview]:
     """The input's rows, and the binary data that is left for the next."""
     check_datatype(spec, given.datatype)
-    n_items = check_shape(spec, given.shape)
     size = given.parameters.get("binary_data_size")
     if size is None:
         if not memoryview(given.data).nbytes:
@@ -162,7 +164,7 @@ def _rows(spec: TensorSpec, given: InferInput, binary: memoryview) -> tuple[Arra
             f"input {spec.name!r}: binary_data_size is {size!r}; "
             f"expected a number up to {len(binary)}, the bytes that are left"
         )
-    return rows_from_bytes(spec, binary[:size], n_items), binary[size:]
+    return check_bytes(spec, binary[:size], n_items), binary[size:]
 
 
 def _wanted(model: ServedModel, request: InferRequest) -> list[Wanted]:

@@ -12,15 +12,15 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from models.manifest import ImageInput, TensorSpec
+from service.batching.arena import RowBytes
 from service.batching.client import Claim, Client, ServedModel
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
-from service.frontend.tensors import Array, items_in, rows_from_bytes, rows_from_numbers, to_json
+from service.frontend.tensors import items_in, rows_from_numbers, to_json
 from service.settings import Images
 
 DEFAULT_TOP_K = 5
@@ -43,9 +43,9 @@ async def predict(
         with client.claim(model, 1) as claim:  # before decoding: a full server must not decode what it will refuse
             await _write_image(claim, body, images)
             return await _run(claim, request, deadline, top_k)
-    rows = _rows(_only_input(model), kind, body)
-    with client.claim(model, len(rows)) as claim:
-        claim.model.inputs[_only_input(model).name][claim.slots] = rows
+    rows, n_items = _rows(_only_input(model), kind, body)
+    with client.claim(model, n_items) as claim:
+        claim.write(_only_input(model).name, rows)
         return await _run(claim, request, deadline, top_k)
 
 
@@ -87,17 +87,19 @@ async def _write_image(claim: Claim, body: bytes, limits: Images) -> None:
         pixels = await asyncio.get_running_loop().run_in_executor(None, render, image, target)
     else:
         pixels = render(image, target)
-    claim.model.inputs[_only_input(claim.model).name][claim.slots[0]] = pixels
+    claim.write(_only_input(claim.model).name, pixels.tobytes())
 
 
-def _rows(spec: TensorSpec, kind: str, body: bytes) -> Array:
+def _rows(spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
+    """The rows and how many they are."""
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
         if not request.instances:
             raise WrongTensor("instances is empty; expected at least one item")
-        return rows_from_numbers(spec, request.instances, len(request.instances))
+        n_items = len(request.instances)
+        return rows_from_numbers(spec, request.instances, n_items), n_items
     try:
-        return rows_from_bytes(spec, body, items_in(spec, len(body)))
+        return body, items_in(spec, len(body))
     except WrongTensor as error:
         raise WrongTensor(f"the body is neither an image ({', '.join(FORMATS)}) nor raw rows: {error}") from error
 
@@ -117,17 +119,20 @@ def _labelled(claim: Claim, top_k: int) -> list[dict[str, Any]]:
     classification = claim.model.description.classification
     assert classification is not None, "bug: labels for a model that has none"
     predictions = []
-    for row in claim.model.outputs[classification.output][claim.slots]:
-        best = np.argsort(-row, kind="stable")[:top_k].tolist()
-        values = row.tolist()
-        top = [{"label": classification.labels[i], "probability": round(values[i], _PROBABILITY_DIGITS)} for i in best]
+    for row in claim.read(classification.output).tolist():
+        ranked = sorted(zip(row, classification.labels, strict=True), key=_descending)[:top_k]
+        top = [{"label": label, "probability": round(value, _PROBABILITY_DIGITS)} for value, label in ranked]
         predictions.append({**top[0], "top": top})
     return predictions
 
 
+def _descending(entry: tuple[float, str]) -> float:
+    return -entry[0]
+
+
 def _plain(claim: Claim) -> list[dict[str, Any]]:
     """Every output of each item, flat."""
-    outputs = {spec.name: claim.model.outputs[spec.name][claim.slots] for spec in claim.model.description.outputs}
+    outputs = {spec.name: claim.read(spec.name) for spec in claim.model.description.outputs}
     return [{name: to_json(array[i]) for name, array in outputs.items()} for i in range(len(claim.slots))]
 
 

@@ -1,4 +1,4 @@
-"""JSON numbers and bytes to arrays and back, every value checked against the model's tensor before it is used.
+"""JSON numbers and bytes to rows and back, every value checked against the model's tensor before it is used.
 
 Each check names the tensor, what came and what was expected. Nothing is cast silently: 3.7 or 300 for a UINT8 is an
 error, not 3 or 44. JSON has no NaN or infinity: floats that are not finite are written as null, and null is read as
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.manifest import NUMPY_OF, Datatype, TensorSpec
-from service.batching.arena import row_bytes
+from service.batching.arena import RowBytes, row_bytes
 from service.errors import WrongTensor
 
 Array = npt.NDArray[Any]  # Any: the element type is the tensor's, known only at run time
@@ -28,7 +28,7 @@ def check_shape(spec: TensorSpec, shape: list[int] | tuple[int, ...]) -> int:
     return shape[0]
 
 
-def rows_from_numbers(spec: TensorSpec, values: Any, n: int) -> Array:
+def rows_from_numbers(spec: TensorSpec, values: Any, n: int) -> RowBytes:
     """`n` items from decoded JSON, nested or flat in row-major order. Raises WrongTensor."""
     dtype = NUMPY_OF[spec.datatype]
     try:
@@ -42,17 +42,17 @@ def rows_from_numbers(spec: TensorSpec, values: Any, n: int) -> Array:
         raise WrongTensor(
             f"input {spec.name!r} has {array.size} values; expected {prod(expected)} for shape {list(expected)}"
         )
-    return _cast(spec, array, dtype).reshape(expected)
+    return _cast(spec, array, dtype).tobytes()
 
 
-def rows_from_bytes(spec: TensorSpec, data: memoryview | bytes, n: int) -> Array:
-    """`n` items from little-endian bytes in row-major order, not copied. Raises WrongTensor."""
+def check_bytes(spec: TensorSpec, data: RowBytes, n: int) -> RowBytes:
+    """`data`, which is `n` items in row-major order, little-endian. Raises WrongTensor when its length differs."""
     expected = n * row_bytes(spec)
     if len(data) != expected:
         raise WrongTensor(
             f"input {spec.name!r} has {len(data)} bytes; expected {expected} for shape {[n, *spec.shape[1:]]}"
         )
-    return np.frombuffer(data, NUMPY_OF[spec.datatype]).reshape(n, *spec.shape[1:])
+    return data
 
 
 def items_in(spec: TensorSpec, n_bytes: int) -> int:

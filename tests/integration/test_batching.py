@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.batching.client import Client, Observer, Timings
@@ -22,9 +23,9 @@ async def ask(
     client: Client, name: str, values: list[int], priority: int = 1, lifetime_s: float = 30.0
 ) -> tuple[list[int], Timings]:
     with client.claim(client.find(name), len(values)) as claim:
-        claim.model.inputs["x"][claim.slots] = values
+        claim.write("x", np.array(values).tobytes())
         timings = await claim.run(time.monotonic_ns() + int(lifetime_s * 1e9), priority)
-        return claim.model.outputs["y"][claim.slots].tolist(), timings
+        return claim.read("y")[:, 0].tolist(), timings
 
 
 async def check(client: Client, name: str, values: list[int]) -> Timings:

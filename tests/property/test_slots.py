@@ -85,7 +85,7 @@ class SlotMachine(RuleBasedStateMachine):
         assert len(claim.slots) == n <= free
         values = list(range(self.counter, self.counter + n))
         self.counter += n
-        self.model.inputs["x"][claim.slots] = np.array([[value, -value] for value in values])
+        claim.write("x", np.array([[value, -value] for value in values]).tobytes())
         self.claimed.append((claim, values))
 
     @precondition(lambda self: self.claimed)
@@ -114,7 +114,7 @@ class SlotMachine(RuleBasedStateMachine):
     def engine_answers(self, data: st.DataObject, status: Status) -> None:
         batch = data.draw(st.lists(st.sampled_from(self.at_engine), min_size=1, unique=True))
         rows = self.arena.inputs["x"][batch]
-        self.arena.outputs["y"][batch] = rows[:, 0] * 10
+        self.arena.outputs["y"][batch, 0] = rows[:, 0] * 10
         answers = [ANSWER.pack(Kind.ANSWER, status, 0, slot, 5, 7, len(batch), 0, 0) for slot in batch]
         self.at_engine = [slot for slot in self.at_engine if slot not in batch]
         self.engine.send(b"".join(answers))
@@ -134,7 +134,7 @@ class SlotMachine(RuleBasedStateMachine):
         for claim, future, values in [entry for entry in self.awaited if entry[1].done()]:
             error = future.exception()
             if error is None:
-                assert self.model.outputs["y"][claim.slots].tolist() == [value * 10 for value in values]
+                assert claim.read("y")[:, 0].tolist() == [value * 10 for value in values]
             else:
                 assert isinstance(error, DeadlineExceeded | EngineError | EngineDied)
             self.release(claim, future, values)

@@ -1,0 +1,108 @@
+"""wrk as the client: a closed loop of connections that sends another row with every request, and what it reports.
+
+wrk costs a few microseconds a request, less than any client in Python, but it shares the machine with the server, so
+its own CPU time is reported too. Two habits of wrk to know when reading its percentiles: each connection has one
+request in flight (the offered load follows the answers), and where an answer took more than twice a connection's mean,
+wrk adds the samples that a steady sender would have seen.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from loadtests.server import BenchError
+
+_MARK = "shoal-bench "
+
+# Requests are made once in init(), so that request() is one table look-up. done() prints what the report needs exactly;
+# the text that wrk prints itself is rounded.
+SCRIPT = """
+local requests, at = {}, 0
+
+function init(arguments)
+  local file = assert(io.open(arguments[1], "rb"))
+  local row_bytes = tonumber(arguments[2])
+  local headers = {["Content-Type"] = "application/octet-stream"}
+  while true do
+    local row = file:read(row_bytes)
+    if not row then break end
+    requests[#requests + 1] = wrk.format("POST", nil, headers, row)
+  end
+  file:close()
+end
+
+function request()
+  at = at % #requests + 1
+  return requests[at]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    'MARK{"requests": %d, "microseconds": %d, "p50_us": %d, "p99_us": %d, "non_2xx": %d, "socket_errors": %d}\\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout))
+end
+""".replace("MARK", _MARK)
+
+
+class Load(Struct, frozen=True):
+    """What the client saw. `non_2xx` answers are among `requests`; `socket_errors` are not."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    non_2xx: int
+    socket_errors: int
+    client_cpu_seconds: float
+
+
+def require_wrk() -> None:
+    """Raises BenchError where wrk is missing."""
+    if shutil.which("wrk") is None:
+        raise BenchError("wrk is not installed: `apt-get install wrk`, `brew install wrk`, or build it from its source")
+
+
+def send(url: str, rows: npt.NDArray[Any], clients: int, seconds: float) -> Load:
+    """Rows in turn to `url`, from `clients` connections. Raises BenchError."""
+    with tempfile.TemporaryDirectory() as folder:
+        script, body = Path(folder) / "rotate.lua", Path(folder) / "rows"
+        script.write_text(SCRIPT)
+        body.write_bytes(np.ascontiguousarray(rows).tobytes())
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
+        command += ["-s", str(script), url, "--", str(body), str(rows[0].nbytes)]
+        before = _children_cpu()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90, check=False)
+        return parse(result.stdout + result.stderr, _children_cpu() - before)
+
+
+def parse(output: str, client_cpu_seconds: float) -> Load:
+    """The line that `done` wrote. Raises BenchError with wrk's words when there is none."""
+    for line in output.splitlines():
+        if line.startswith(_MARK):
+            seen = json.loads(line.removeprefix(_MARK))
+            return Load(
+                requests=seen["requests"],
+                seconds=seen["microseconds"] / 1e6,
+                p50_ms=seen["p50_us"] / 1e3,
+                p99_ms=seen["p99_us"] / 1e3,
+                non_2xx=seen["non_2xx"],
+                socket_errors=seen["socket_errors"],
+                client_cpu_seconds=client_cpu_seconds,
+            )
+    raise BenchError(f"wrk failed: {output.strip() or 'no output'}")
+
+
+def _children_cpu() -> float:
+    """CPU seconds of ended children. The server is a child too, but it counts only when it ends."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
