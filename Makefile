@@ -49,10 +49,10 @@ train-mnist: $(TEST_READY) ## Train, export, verify and publish the next version
 	$(BIN)/python -m training mnist
 
 load: $(LOAD_READY) ## Load-test a running server with real images (URL=, USERS=, SECONDS=)
-	@$(BIN)/locust --locustfile loadtests/locustfile.py --headless --host $(URL) --users $(USERS) --spawn-rate $(USERS) \
-	  --run-time $(SECONDS)s --only-summary
+	@$(BIN)/locust --locustfile loadtests/locustfile.py --headless --only-summary --loglevel ERROR --host $(URL) \
+	  --users $(USERS) --spawn-rate $(USERS) --run-time $(SECONDS)s
 
-bench: $(SERVE_READY) ## Requests/s and CPU per request beside bare onnxruntime (needs wrk)
+bench: $(SERVE_READY) $(LOAD_READY) ## Requests/s and CPU per request beside bare onnxruntime (needs wrk)
 	$(BIN)/python -m loadtests.bench
 
 docs: $(TEST_READY) ## Write docs/configuration.md from the settings

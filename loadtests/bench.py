@@ -82,12 +82,14 @@ def _measure(repository: Path, cores: int, options: argparse.Namespace) -> Model
         checked = check(url, model, rows)
         print(f"\n{name}: {checked} answers are those of bare onnxruntime", flush=True)
         wrk.send(url, rows, 64, 1)  # warm: sockets, caches, what Python specialises
+        server.settle(name)
         bare_runs = _run_bare(model, rows, cores, options.seconds / 2, "before")
         served = [
             _run_served(server, name, rows, clients, number, options)
             for number in range(1, options.rounds + 1)
             for clients in CLIENTS
         ]
+        server.settle(name)
         bare_runs += _run_bare(model, rows, cores, options.seconds / 2, "after")
     return ModelResult(name, digest_file(model).sha256, setup, checked, bare_runs, served)
 
@@ -107,6 +109,7 @@ def _run_bare(model: Path, rows: bare.Array, cores: int, seconds: float, when: s
 def _run_served(
     server: Server, name: str, rows: bare.Array, clients: int, number: int, options: argparse.Namespace
 ) -> ServedRun:
+    server.settle(name)
     items, batches = server.batches(name)
     cpu_seconds = server.cpu_seconds()
     result = wrk.send(f"{server.url}/predict/{name}", rows, clients, options.seconds)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from msgspec import Struct
 
 _START_S = 120.0
 _STOP_S = 60.0
+_SETTLE_S = 30.0
+_POLL_S = 0.02
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -32,10 +35,19 @@ class Server(Struct, frozen=True):
         """CPU time of the process, its threads, and all processes below it, since their start."""
         return tree_ticks(self.pid, _read_stats()) / _TICKS_PER_S
 
+    def settle(self, model: str) -> None:
+        """Wait until nothing is in flight: a client that ends leaves a request on each of its connections."""
+        give_up_at = time.monotonic() + _SETTLE_S
+        while read_metric(self._metrics(), "shoal_items_in_flight", model):
+            if time.monotonic() > give_up_at:
+                raise BenchError(f"requests of the run before are unanswered after {_SETTLE_S:.0f} s")
+            time.sleep(_POLL_S)
+
     def batches(self, model: str) -> tuple[int, int]:
-        """(items, batches) that have run so far, from /metrics."""
-        with urllib.request.urlopen(f"{self.url}/metrics") as response:
-            return parse_batches(response.read().decode(), model)
+        """(items, batches) that have run so far."""
+        text = self._metrics()
+        items, batches = (read_metric(text, f"shoal_batch_size_{part}", model) for part in ("sum", "count"))
+        return items, batches
 
     def describe(self, model: str) -> dict[str, Any]:  # Any: a JSON object
         """The model's instances, threads and largest batch, as the server chose them. Raises BenchError."""
@@ -45,6 +57,10 @@ class Server(Struct, frozen=True):
         except (OSError, ValueError) as error:
             raise BenchError(f"the server does not answer for model {model}: {error}") from error
         return {name: parameters[name] for name in ("instances", "threads", "max_batch_size")}
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            return str(response.read().decode())
 
 
 class Stat(Struct, frozen=True):
@@ -88,14 +104,12 @@ def tree_ticks(root: int, stats: Sequence[Stat]) -> int:
     return total
 
 
-def parse_batches(text: str, model: str) -> tuple[int, int]:
-    """(items, batches) of one model in the Prometheus text format; zeros before its first batch."""
-    found = {"sum": 0, "count": 0}
+def read_metric(text: str, name: str, model: str) -> int:
+    """One model's value in the Prometheus text format; 0 where it has none yet."""
     for line in text.splitlines():
-        for part in found:
-            if line.startswith(f"shoal_batch_size_{part}{{") and f'model="{model}"' in line:
-                found[part] += int(float(line.rsplit(" ", 1)[1]))
-    return found["sum"], found["count"]
+        if line.startswith(f"{name}{{") and f'model="{model}"' in line:
+            return int(float(line.rsplit(" ", 1)[1]))
+    return 0
 
 
 def _read_stats() -> list[Stat]:
@@ -116,7 +130,7 @@ def _url(process: "subprocess.Popen[str]", tail: Any) -> str:
     finally:
         alarm.cancel()
     if "http://" not in first:
-        raise BenchError(f"the server did not start within {_START_S:.0f} s:\n{tail()}")
+        raise BenchError(f"the server did not start:\n{tail() or f'no model was ready within {_START_S:.0f} s'}")
     return first[first.index("http://") :].strip()
 
 

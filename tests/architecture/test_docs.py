@@ -9,7 +9,7 @@ from service.metrics import RequestMetrics
 from service.settings_page import page
 
 ROOT = Path(__file__).parents[2]
-PAGES = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
 def test_the_configuration_page_is_the_settings() -> None:
@@ -17,9 +17,7 @@ def test_the_configuration_page_is_the_settings() -> None:
 
 
 def test_the_metrics_table_is_what_is_exposed() -> None:
-    exposed = {
-        family.name + ("_total" if family.type == "counter" else "") for family in RequestMetrics().collect()
-    }
+    exposed = {family.name + ("_total" if family.type == "counter" else "") for family in RequestMetrics().collect()}
     listed = set(re.findall(r"^\| `(shoal_\w+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
     assert listed == exposed
 

@@ -1,17 +1,17 @@
 """Tiny ONNX models whose answers tell which input they belong to. `build_repository` writes them all.
 
-    echo      x UINT8 [n, 4]          same = x · half FP32 = x / 2
-    two       a FP32 [n, 3], b INT32 [n, 2]   total FP32 [n] = sum of both · negated INT32 = -b
-    wide      x UINT64 [n, 2]         y = x
-    floats    x FP32 [n, 2]           y = x
-    halves    x FP16 [n, 3]           y = 2 x
-    flags     x BOOL [n, 3]           y = not x
-    scores    image UINT8 [n, 28, 28, 1], fit crop      scores FP32 [n, 4] = sum of the pixels in each quarter
-    padded    image UINT8 [n, 8, 8, 3], fit pad         sums FP32 [n, 3] = sum of each colour
-    stretched as padded, fit stretch
-    votes     x UINT8 [n, 3]          votes = x, labelled
-    picky     x INT64 [n]             y = 11 x; the run fails where x > 9
-    slow      x INT64 [n]             y = x, after about 100 ms whatever the batch
+echo      x UINT8 [n, 4]          same = x · half FP32 = x / 2
+two       a FP32 [n, 3], b INT32 [n, 2]   total FP32 [n] = sum of both · negated INT32 = -b
+wide      x UINT64 [n, 2]         y = x
+floats    x FP32 [n, 2]           y = x
+halves    x FP16 [n, 3]           y = 2 x
+flags     x BOOL [n, 3]           y = not x
+scores    image UINT8 [n, 28, 28, 1], fit crop      scores FP32 [n, 4] = sum of the pixels in each quarter
+padded    image UINT8 [n, 8, 8, 3], fit pad         sums FP32 [n, 3] = sum of each colour
+stretched as padded, fit stretch
+votes     x UINT8 [n, 3]          votes = x, labelled
+picky     x INT64 [n]             y = 11 x; the run fails where x > 9
+slow      x INT64 [n]             y = x, after about 100 ms whatever the batch
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from loadtests.answers import Answer, Ledger, Samples, Tally, percentile
 from loadtests.bare import Bare
 from loadtests.check import disagreement
 from loadtests.record import BareRun, Machine, ModelResult, Record, ServedRun
-from loadtests.server import BenchError, Stat, parse_batches, parse_stat, tree_ticks
+from loadtests.server import BenchError, Stat, parse_stat, read_metric, tree_ticks
 from loadtests.wrk import Load, parse
 from models.manifest import Classification
 
@@ -142,15 +142,16 @@ def test_cpu_time_of_a_tree_is_that_of_all_below_and_of_nobody_else() -> None:
     assert tree_ticks(10, stats) == 123
 
 
-def test_batches_are_those_of_the_model() -> None:
+def test_metrics_are_those_of_the_model() -> None:
     text = (
         'shoal_batch_size_bucket{le="1.0",model="mnist",version="1"} 3.0\n'
         'shoal_batch_size_count{model="mnist",version="1"} 4.0\n'
-        'shoal_batch_size_sum{model="mnist",version="1"} 1.2e+06\n'
         'shoal_batch_size_sum{model="other",version="1"} 99.0\n'
+        'shoal_batch_size_sum{model="mnist",version="1"} 1.2e+06\n'
     )
-    assert parse_batches(text, "mnist") == (1_200_000, 4)
-    assert parse_batches(text, "new") == (0, 0)
+    assert read_metric(text, "shoal_batch_size_sum", "mnist") == 1_200_000
+    assert read_metric(text, "shoal_batch_size_count", "mnist") == 4
+    assert read_metric(text, "shoal_batch_size_count", "new") == 0
 
 
 DONE = '{"requests": 900, "microseconds": 4000000, "p50_us": 12000, "p99_us": 25500, "non_2xx": 3, "socket_errors": 1}'
