@@ -29,6 +29,7 @@ from service.engine.repository import ModelSettings
 from service.engine.session import default_device
 from service.engine.tune import available_cores
 from service.frontend.app import Frontend
+from service.frontend.protocol import Protocol
 from service.log import configure_logging
 from service.metrics import RequestMetrics
 from service.settings import Settings
@@ -79,7 +80,7 @@ async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str
     server = _Server(
         uvicorn.Config(
             frontend,
-            http="httptools",
+            http=Protocol,
             ws="none",
             proxy_headers=False,
             access_log=False,

@@ -67,6 +67,8 @@ class Frontend:
                 await self._short_way(scope, request, send, self._infer, name, None)
             case ["", "v2", "models", name, "versions", version, "infer"]:
                 await self._short_way(scope, request, send, self._infer, name, version)
+            case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
+                await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
             case _:
                 await self._litestar(scope, receive, _with_headers(send, request))
 

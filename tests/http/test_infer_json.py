@@ -169,7 +169,7 @@ def test_what_is_too_large_for_fp16_is_infinite_and_written_as_null(http: httpx.
         (
             "two",
             [tensor([1, 2, 3], [1, 3], "FP32", "a"), tensor([1, 2, 3, 4], [2, 2], "INT32", "b")],
-            ["1, 2", "same first dimension"],
+            ["first dimension", "same"],
         ),
         ("echo", [{"name": "x", "shape": [1, 4], "datatype": "UINT8"}], ["'x'", "data"]),
         ("echo", [tensor(None, [1, 4])], ["'x'", "data", "array", "null"]),
@@ -253,7 +253,7 @@ def test_data_that_is_no_tensor_is_refused(http: httpx.Client, model: str, data:
     datatype, shape = (b"UINT8", b"[1, 4]") if model == "echo" else (b"UINT64", b"[2, 2]")
     body = b'{"inputs": [{"name": "x", "shape": %s, "datatype": "%s", "data": %s}]}' % (shape, datatype, data)
     message = refusal(http.post(f"/v2/models/{model}/infer", content=body))
-    assert "'x'" in message or "JSON" in message
+    assert any(words in message for words in ("'x'", "JSON", "nested"))
 
 
 @pytest.mark.parametrize("where", ["shape", "parameters"])
