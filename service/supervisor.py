@@ -46,6 +46,8 @@ class StartError(Exception):
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
     """Run until a signal ends it; the exit status. `say` prints where to look. Raises StartError."""
     configure_logging(settings.logging)
+    if not settings.repository.is_dir():
+        raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
     listener = _listen(settings.server.host, settings.server.port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, listener, say))
@@ -163,6 +165,8 @@ def _where_to_look(client: Client, settings: Settings, port: int) -> Iterator[st
     yield f"  metrics   {url}/metrics"
     if client.models():
         yield f"  try       {_curl(client, settings.repository, url)}"
+    elif client.failures:
+        yield "  no model answers"
     else:
         yield f"  no model answers; put one at {settings.repository}/<name>/1/model.onnx"
 

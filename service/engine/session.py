@@ -54,13 +54,20 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+        if providers[0] not in (available := ort.get_available_providers()):
+            raise UnservableModel(f"the installed onnxruntime has {', '.join(available)}; expected {providers[0]}")
+        if device == "cuda":
+            ort.preload_dlls(directory="")  # CUDA and cuDNN from the packages beside onnxruntime-gpu
         try:
             self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:
             raise UnservableModel(f"{path.name}: {_first_line(error)}") from error
         if (taken := self._session.get_providers()[0]) != providers[0]:
             # onnxruntime falls back to the CPU without an error when a CUDA library is missing.
-            raise UnservableModel(f"{path.name}: asked for {providers[0]}, onnxruntime took {taken}")
+            raise UnservableModel(
+                f"{path.name}: asked for {providers[0]}, onnxruntime took {taken}; its log says why, "
+                "and --engine.device cpu does without"
+            )
         self.inputs = tuple(_spec(node, "input") for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, "output") for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
@@ -78,8 +85,9 @@ class Session:
 
 
 def default_device() -> Device:
-    """CUDA where this onnxruntime has it. Whether it works only a session can tell."""
-    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
+    """CUDA where this onnxruntime has it and the driver shows a device; the package alone lists CUDA without one."""
+    has_driver = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+    return "cuda" if has_driver and "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
 
 
 def zero_feeds(specs: tuple[TensorSpec, ...], n: int) -> dict[str, npt.NDArray[Any]]:

@@ -28,6 +28,7 @@ from service.frontend.tensors import (
 )
 
 HEADER_LENGTH = b"inference-header-content-length"
+_MOST_DIGITS = 18  # of any length there is; Python refuses to read numbers of thousands of digits
 
 
 class InferInput(Struct):
@@ -134,7 +135,7 @@ def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int:
     given = headers.get(HEADER_LENGTH)
     if given is None:
         return 0 if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY else body_bytes
-    if not given.isdigit() or int(given) > body_bytes:
+    if not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > body_bytes:
         raise MalformedRequest(
             f"Inference-Header-Content-Length is {given.decode('latin-1')!r}; "
             f"expected 0 to {body_bytes}, the length of the body"

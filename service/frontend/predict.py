@@ -25,6 +25,7 @@ from service.settings import Images
 
 DEFAULT_TOP_K = 5
 _PROBABILITY_DIGITS = 6
+_MOST_DIGITS = 9  # more labels than any model has; Python refuses to read numbers of thousands of digits
 
 # What curl, browsers and HTTP libraries send when nobody told them what a body is.
 _UNSPECIFIC = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
@@ -140,6 +141,7 @@ def _top_k(query: bytes) -> int:
     if not query:
         return DEFAULT_TOP_K
     given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("top_k", [str(DEFAULT_TOP_K)])[-1]
-    if not given.isdecimal() or int(given) < 1:
+    digits = given.lstrip("0")
+    if not given.isdecimal() or not digits:
         raise MalformedRequest(f"top_k is {given!r}; expected a whole number from 1")
-    return int(given)
+    return int(digits[:_MOST_DIGITS])

@@ -66,7 +66,7 @@ LOSSLESS = {
     "BMP": encode(PICTURE, "BMP"),
     "BMP of 24 bits": encode(np.stack([PICTURE] * 3, -1), "BMP"),
     "WebP": encode(np.stack([PICTURE] * 3, -1), "WEBP", lossless=True),
-    "PNG interlaced by hand": encode(PICTURE, optimize=True),
+    "PNG optimised": encode(PICTURE, optimize=True),
 }
 
 
@@ -76,7 +76,7 @@ def test_lossless_images_arrive_pixel_for_pixel_whatever_they_are_called(
     http: httpx.Client, name: str, content_type: str | None
 ) -> None:
     answer = predict(http, LOSSLESS[name], content_type=content_type)
-    assert answer.json()["model"], answer.json()["version"] == ("scores", "1")
+    assert (answer.json()["model"], answer.json()["version"]) == ("scores", "1")
     assert greys_of(answer) == list(GREYS)
     assert answer.json()["predictions"][0]["label"] == "top left"
 
@@ -101,7 +101,7 @@ def in_mode(mode: str) -> Image.Image:
 def palette_with_transparency() -> bytes:
     """Palette entry 0 is white and transparent: over black it is black."""
     indices = (PICTURE > 100).astype(np.uint8)  # top left and bottom left: entry 1
-    image = Image.fromarray(indices, "P") if False else Image.frombytes("P", (28, 28), indices.tobytes())
+    image = Image.frombytes("P", (28, 28), indices.tobytes())
     image.putpalette([255, 255, 255, 100, 100, 100])
     return encode(image, transparency=0)
 
@@ -229,7 +229,7 @@ JPEG = encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), 
         (PNG[:8], ["no image"]),
         (PNG[:20], []),
         (PNG[: len(PNG) // 2], ["decoded"]),
-        (PNG[:-20], ["decoded"]),
+        (PNG[:-60], ["decoded"]),
         (JPEG[: len(JPEG) // 2], ["decoded"]),
         (encode(PICTURE, "TIFF"), ["no image"]),
         (encode(PICTURE, "ICO"), ["no image"]),
@@ -238,7 +238,7 @@ JPEG = encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), 
         (b"GIF89a" + b"\0" * 100, []),
         (b"RIFF\x10\0\0\0WEBPVP8 ", []),
         (png_header(28, 28, bits=3), []),
-        (png_header(28, 28), ["decoded"]),
+        (png_header(280, 280), ["decoded"]),
     ],
     ids=lambda value: repr(value[:12]) if isinstance(value, bytes) else "",
 )
@@ -411,7 +411,7 @@ def test_a_top_k_that_is_no_number_from_one_is_refused(http: httpx.Client, given
         (b'{"instances": [[1, 2, 3, 256]]}', ["'x'", "256", "0 to 255"]),
         (b'{"instances": [[1, 2, 3, 0.5]]}', ["'x'", "fractions"]),
         (b'{"instances": [["a", "b", "c", "d"]]}', ["'x'", "text"]),
-        (b'{"instances": [{"x": [1, 2, 3, 4]}]}', ["'x'", "whole numbers"]),
+        (b'{"instances": [{"x": [1, 2, 3, 4]}]}', ["'x'", "4"]),
         (b'{"instances": [[1, 2, 3, ' + b"9" * 5000 + b"]]}", []),
         (b'{"instances": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ["nested"]),
     ],
