@@ -13,7 +13,7 @@ One memfd mapping per model version: for each tensor one contiguous region of `c
 A slot belongs to one frontend from claim to release; the engine touches it only between commit and complete. Slot
 numbers cross on the link (`link.py`), never through shared counters: the socket orders the writes, and its end of
 file tells either side that the other is gone. Why not locks or shared rings: docs/adr/0002. A region per tensor, not
-per slot, lets one gather (`numpy.take`) fill a batch, and lets neighbouring slots be run where they lie.
+per slot, so that a batch is filled by plain copies and each tensor of it is contiguous.
 Checked by tests/property/test_slots.py.
 """
 
@@ -35,53 +35,52 @@ RowBytes = bytes | bytearray | memoryview
 REGION_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector load
 
 
-class InputRows:
-    """One input's region as bytes."""
+class Region:
+    """One tensor's rows. Slots are given in the order of the items.
 
-    def __init__(self, region: memoryview, row_bytes: int) -> None:
-        self._region = region
-        self._row_bytes = row_bytes
+    array   [capacity, elements of an item], a view. Items lie flat: numpy copies such a row as one block, and one of
+            shape [28, 28, 1] element by element, which for 784 bytes takes 40 us.
 
-    def write(self, slots: Sequence[SlotIndex], data: RowBytes) -> None:
-        """`data`: one row for each of `slots`, in their order, nothing more or less."""
+    Rows are copied through memoryviews. numpy gives the interpreter's lock away to copy more than 500 elements, and
+    under load waits longer to get it back (10 us in the median) than the copy takes.
+    """
+
+    def __init__(self, mapping: mmap.mmap, spec: TensorSpec, offset: int, capacity: int) -> None:
+        self._row_bytes = row_bytes(spec)
+        self._bytes = memoryview(mapping)[offset : offset + capacity * self._row_bytes]
+        elements = prod(spec.shape[1:])
+        self.array: npt.NDArray[Any] = np.ndarray((capacity, elements), NUMPY_OF[spec.datatype], mapping, offset)
+
+    def write(self, slots: Sequence[int], data: RowBytes) -> None:
+        """`data`: one row for each of `slots`, nothing more or less."""
         size = self._row_bytes
         if len(slots) == 1:
             start = slots[0] * size
-            self._region[start : start + size] = data
+            self._bytes[start : start + size] = data
             return
         with memoryview(data) as rows:
             for i, slot in enumerate(slots):
-                self._region[slot * size : (slot + 1) * size] = rows[i * size : (i + 1) * size]
+                self._bytes[slot * size : (slot + 1) * size] = rows[i * size : (i + 1) * size]
+
+    def read_into(self, buffer: memoryview, slots: Sequence[int]) -> None:
+        """Fill the front of `buffer`, which is of bytes."""
+        size = self._row_bytes
+        for i, slot in enumerate(slots):
+            buffer[i * size : (i + 1) * size] = self._bytes[slot * size : (slot + 1) * size]
 
 
 class Arena:
-    """Views of the mapping: writing them writes shared memory.
-
-    inputs, outputs   [capacity, elements of an item]. Items lie flat: numpy copies such a row as one block, and one of
-                      shape [28, 28, 1] element by element, which for 784 bytes takes 40 us.
-    input_rows        the inputs as bytes, for writing: numpy gives the interpreter's lock away for more than 500
-                      elements and then waits to get it back, 10 us in the median under load; a memoryview does not.
-    """
+    """Regions by tensor name: writing them writes shared memory."""
 
     def __init__(self, fd: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int) -> None:
         """Map `fd`, which stays the caller's to close. Raises OSError when it is smaller than the layout needs."""
-        self.capacity = capacity
-        regions, size_bytes = _layout([*inputs, *outputs], capacity)
+        layout, size_bytes = _layout([*inputs, *outputs], capacity)
         if os.fstat(fd).st_size < size_bytes:
             raise OSError(f"arena of {os.fstat(fd).st_size} bytes, but its layout needs {size_bytes}")
-        self._mapping = mmap.mmap(fd, size_bytes)
-        views = {
-            spec.name: np.ndarray((capacity, prod(spec.shape[1:])), NUMPY_OF[spec.datatype], self._mapping, offset)
-            for spec, offset in regions
-        }
-        self.inputs: dict[str, npt.NDArray[Any]] = {spec.name: views[spec.name] for spec in inputs}
-        self.outputs: dict[str, npt.NDArray[Any]] = {spec.name: views[spec.name] for spec in outputs}
-        self.input_rows: dict[str, InputRows] = {
-            spec.name: InputRows(
-                memoryview(self._mapping)[offset : offset + capacity * row_bytes(spec)], row_bytes(spec)
-            )
-            for spec, offset in regions[: len(inputs)]
-        }
+        mapping = mmap.mmap(fd, size_bytes)
+        regions = [Region(mapping, spec, offset, capacity) for spec, offset in layout]
+        self.inputs = {spec.name: region for spec, region in zip(inputs, regions, strict=False)}
+        self.outputs = {spec.name: region for spec, region in zip(outputs, regions[len(inputs) :], strict=True)}
 
 
 def create_arena(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], capacity: int) -> tuple[int, Arena]:

@@ -64,7 +64,7 @@ class ServedModel:
 
     def __init__(self, description: ModelReady, arena: Arena) -> None:
         self.description = description
-        self.input_rows = arena.input_rows
+        self.inputs = arena.inputs
         self.outputs = arena.outputs
         first, end = description.slots
         self.capacity = end - first
@@ -124,14 +124,14 @@ class Claim:
 
     def write(self, name: str, rows: RowBytes) -> None:
         """The input's items in the order of the slots."""
-        self.model.input_rows[name].write(self.slots, rows)
+        self.model.inputs[name].write(self.slots, rows)
 
     def read(self, name: str) -> npt.NDArray[Any]:  # Any: the element type is the tensor's
         """The output's items, [n, elements of an item]; valid until release."""
         if len(self.slots) == 1:
             slot = self.slots[0]
-            return self.model.outputs[name][slot : slot + 1]
-        return self.model.outputs[name][self.slots]
+            return self.model.outputs[name].array[slot : slot + 1]
+        return self.model.outputs[name].array[self.slots]
 
     def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
         """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.

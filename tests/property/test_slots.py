@@ -113,8 +113,8 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(data=st.data(), status=st.sampled_from([Status.OK, Status.OK, Status.FAILED, Status.EXPIRED]))
     def engine_answers(self, data: st.DataObject, status: Status) -> None:
         batch = data.draw(st.lists(st.sampled_from(self.at_engine), min_size=1, unique=True))
-        rows = self.arena.inputs["x"][batch]
-        self.arena.outputs["y"][batch, 0] = rows[:, 0] * 10
+        rows = self.arena.inputs["x"].array[batch]
+        self.arena.outputs["y"].array[batch, 0] = rows[:, 0] * 10
         answers = [ANSWER.pack(Kind.ANSWER, status, 0, slot, 5, 7, len(batch), 0, 0) for slot in batch]
         self.at_engine = [slot for slot in self.at_engine if slot not in batch]
         self.engine.send(b"".join(answers))
