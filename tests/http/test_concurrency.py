@@ -32,13 +32,14 @@ async def echo_json(client: httpx.AsyncClient, i: int) -> httpx.Response:
     answer = await client.post("/v2/models/echo/infer", json={"inputs": inputs, "id": str(i)})
     assert answer.json()["id"] == str(i)
     same, half = answer.json()["outputs"]
-    assert same["data"] == sum(rows, [])
-    assert half["data"] == [value / 2 for value in sum(rows, [])]
+    flat = [value for row in rows for value in row]
+    assert same["data"] == flat
+    assert half["data"] == [value / 2 for value in flat]
     return answer
 
 
 async def echo_raw(client: httpx.AsyncClient, i: int) -> httpx.Response:
-    body = bytes(sum((row_of(i + k) for k in range(1 + i % 5)), []))
+    body = b"".join(bytes(row_of(i + k)) for k in range(1 + i % 5))
     answer = await client.post("/v2/models/echo/infer", content=body, headers=OCTETS)
     outputs = answer.content[int(answer.headers["inference-header-content-length"]) :]
     assert outputs[: len(body)] == body
@@ -55,7 +56,12 @@ async def echo_predict(client: httpx.AsyncClient, i: int) -> httpx.Response:
 async def two_binary(client: httpx.AsyncClient, i: int) -> httpx.Response:
     a, b = np.array([[i, 0.5, -1]], np.float32), np.array([[2 * i, -i]], np.int32)
     inputs = [
-        {"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": {"binary_data_size": 4 * array.size}}
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": datatype,
+            "parameters": {"binary_data_size": 4 * array.size},
+        }
         for name, array, datatype in (("b", b, "INT32"), ("a", a, "FP32"))
     ]
     text = json.dumps({"inputs": inputs}).encode()
@@ -117,7 +123,9 @@ async def test_five_hundred_requests_of_all_kinds_at_once_each_get_their_own_ans
 # ── no body makes a 500 ──────────────────────────────────────────────────────────────────────────────────────────────
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner))
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner)
+)
 tensors = st.fixed_dictionaries(
     {"name": st.sampled_from(["x", "a", "b"]) | anything},
     optional={

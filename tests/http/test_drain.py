@@ -45,6 +45,11 @@ def get(server: Server, path: str) -> httpx.Response:
     return httpx.get(server.url + path, trust_env=False)
 
 
+def post_echo(server: Server) -> httpx.Response:
+    """On a connection of its own."""
+    return httpx.post(f"{server.url}/predict/echo", json={"instances": [[1, 2, 3, 4]]}, trust_env=False)
+
+
 def not_ready(server: Server) -> bool:
     return get(server, "/health/ready").status_code == 503
 
@@ -88,7 +93,7 @@ async def test_without_a_delay_what_is_in_flight_is_finished_and_the_rest_refuse
         refused = 0
         while True:  # until the listener is closed
             try:
-                answer = httpx.post(f"{server.url}/predict/echo", json={"instances": [[1, 2, 3, 4]]}, trust_env=False)
+                answer = await asyncio.to_thread(post_echo, server)
             except httpx.TransportError:
                 break
             if answer.status_code != 200:  # the signal has arrived
@@ -97,7 +102,6 @@ async def test_without_a_delay_what_is_in_flight_is_finished_and_the_rest_refuse
                 assert "draining" in answer.json()["error"]
                 assert answer.headers["connection"] == "close"
                 assert int(answer.headers["retry-after"]) >= 1
-            await asyncio.sleep(0)
         assert not tasks[-1].done(), "nothing was in flight any more: this shows nothing"
         await asyncio.gather(*tasks)
     assert await asyncio.to_thread(server.wait) == 0
@@ -135,7 +139,19 @@ def test_the_drain_timeout_ends_the_wait_for_a_body_that_does_not_come(serve: Se
         wire.post("/predict/echo", b"", JSON, length=100)
         time.sleep(0.1)
         server.signal()
+        assert_given_up(wire)
         assert server.wait(4) == 0
+
+
+def assert_given_up(wire: Wire) -> None:
+    """503 in our form, or nothing at all."""
+    try:
+        answer = wire.answer()
+    except ConnectionError:
+        return
+    assert answer.status == 503
+    assert answer.headers["content-type"] == "application/json"
+    assert "draining" in answer.json()["error"]
 
 
 def test_a_third_signal_ends_the_wait_for_requests(serve: Serve, models: Path) -> None:
@@ -146,6 +162,7 @@ def test_a_third_signal_ends_the_wait_for_requests(serve: Serve, models: Path) -
         for _ in range(3):
             server.signal()
             time.sleep(0.3)
+        assert_given_up(wire)
         assert server.wait(3) == 0
 
 

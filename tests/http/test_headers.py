@@ -72,13 +72,13 @@ def test_generated_request_ids_are_unique(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["a", "x" * 128, "a b,c;d=é"[:7], "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"]
+    "given", ["a", "x" * 128, "a b,c;d=", "00-11111111111111111111111111111111-2222222222222222-01"]
 )
 def test_a_printable_request_id_is_echoed(http: httpx.Client, given: str) -> None:
     assert http.get("/health/live", headers={"x-request-id": given}).headers["x-request-id"] == given
 
 
-@pytest.mark.parametrize("given", [b"", b"x" * 129, b"caf\xc3\xa9", b"tab\tstop", b"\xff\xfe"])
+@pytest.mark.parametrize("given", [b"", b"x" * 129, b"\xc3\xa9", b"tab\tstop", b"\xff\xfe"])
 def test_an_unusable_request_id_is_replaced(server: Server, given: bytes) -> None:
     with Wire(server) as wire:
         for request in (head("GET", "/health/live"), head("POST", "/predict/echo", "Content-Length: 0")):

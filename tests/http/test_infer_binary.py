@@ -159,9 +159,9 @@ def test_small_datatypes_are_binary_both_ways(
     http: httpx.Client, model: str, datatype: str, array: np.ndarray, expected: np.ndarray
 ) -> None:
     given, data = blob(array, "x", datatype)
-    _, arrays = split(post(http, model, {"inputs": [given], "outputs": [
-        {"name": "y", "parameters": {"binary_data": True}}
-    ]}, data))
+    _, arrays = split(
+        post(http, model, {"inputs": [given], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}, data)
+    )
     assert np.array_equal(arrays["y"], expected)
     assert arrays["y"].dtype == expected.dtype
 
@@ -253,3 +253,12 @@ def test_data_and_a_binary_size_together_are_read_as_binary(http: httpx.Client) 
     given, data = blob(X, "x", "UINT8")
     answer = post(http, "echo", {"inputs": [{**given, "data": [9] * 8}]}, data)
     assert outputs_of(answer)["same"]["data"] == X.ravel().tolist()
+
+
+def test_a_binary_bool_other_than_0_and_1_is_refused_or_true(http: httpx.Client) -> None:
+    given = {"name": "x", "shape": [1, 3], "datatype": "BOOL", "parameters": {"binary_data_size": 3}}
+    answer = post(http, "flags", {"inputs": [given]}, bytes([2, 255, 0]))
+    if answer.status_code == 400:
+        assert "'x'" in refusal(answer)
+    else:
+        assert outputs_of(answer)["y"]["data"] == [False, False, True]

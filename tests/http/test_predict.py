@@ -289,7 +289,9 @@ def test_a_decompression_bomb_is_refused_by_its_header(http: httpx.Client, make:
     assert "pixels" in message
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "text/html", "multipart/form-data; boundary=x", "video/mp4", "x"])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "text/html", "multipart/form-data; boundary=x", "video/mp4", "x"]
+)
 def test_an_unsupported_content_type_is_415(http: httpx.Client, content_type: str) -> None:
     message = refusal(predict(http, PNG, content_type=content_type), 415)
     assert content_type.split(";")[0] in message
@@ -353,7 +355,11 @@ def test_raw_rows_that_begin_with_bm_are_still_rows(http: httpx.Client, images: 
 @pytest.mark.parametrize(
     ("model", "instances", "expected"),
     [
-        ("echo", [[2, 4, 6, 8], [1, 1, 1, 1]], [{"same": [2, 4, 6, 8], "half": [1, 2, 3, 4]}, {"same": [1] * 4, "half": [0.5] * 4}]),
+        (
+            "echo",
+            [[2, 4, 6, 8], [1, 1, 1, 1]],
+            [{"same": [2, 4, 6, 8], "half": [1, 2, 3, 4]}, {"same": [1] * 4, "half": [0.5] * 4}],
+        ),
         ("halves", [[0.5, 1, 2]], [{"y": [1, 2, 4]}]),
         ("flags", [[True, False, False]], [{"y": [False, True, True]}]),
         ("floats", [[None, 2.5]], [{"y": [None, 2.5]}]),
@@ -376,8 +382,10 @@ def test_labels_of_whole_numbers_are_ordered_too(http: httpx.Client, values: lis
 
 @pytest.mark.parametrize(
     ("query", "n"),
-    [("", 4), ("?top_k=1", 1), ("?top_k=3", 3), ("?top_k=4", 4), ("?top_k=5", 4), ("?top_k=99999999999", 4)]
-    + [("?other=1", 4), ("?top_k=1&top_k=2", 2), ("?top%5Fk=2", 2), ("?", 4), ("?top_k=" + "9" * 5000, 4)],
+    [
+        *(("", 4), ("?", 4), ("?other=1", 4), ("?top_k=1", 1), ("?top_k=3", 3), ("?top_k=4", 4), ("?top_k=5", 4)),
+        *(("?top_k=1&top_k=2", 2), ("?top%5Fk=2", 2), ("?top_k=99999999999", 4), ("?top_k=" + "9" * 5000, 4)),
+    ],
     ids=lambda value: str(value)[:24],
 )
 def test_top_k_limits_the_labels(http: httpx.Client, query: str, n: int) -> None:

@@ -1,11 +1,12 @@
 """The model repository as clients see it: bad versions are refused with the reason and keep no other from serving."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 
 from models.manifest import (
@@ -29,7 +30,7 @@ from tests.support.build_models import (
     quarters_of,
     write_model,
 )
-from tests.support.server import Server, running_server
+from tests.support.server import Server, running_server, starting_server
 
 # Why each is refused: words that the reason must hold.
 REFUSED = MappingProxyType(
@@ -42,7 +43,6 @@ REFUSED = MappingProxyType(
         "drifted": ["golden rows", "'scores'", "tolerance"],
         "drifted-nan": ["golden rows", "'scores'"],
         "broken-golden": ["golden.npz"],
-        "other-golden": ["golden"],
         "broken-manifest": ["manifest.json"],
         "unknown-field": ["manifest.json", "colour"],
         "other-signature": ["manifest.json", "outputs"],
@@ -70,7 +70,6 @@ def build_bad_models(root: Path) -> None:
     images = np.ones((2, 28, 28, 1), np.uint8)
     for name, offset in (("drifted", 100.0), ("drifted-nan", np.nan)):
         replace_golden(publish_scores(root, name), images, {"scores": quarters_of(images) + np.float32(offset)})
-    replace_golden(publish_scores(root, "other-golden"), images, {"other": quarters_of(images)})
     broken = publish_scores(root, "broken-golden")
     (broken / GOLDEN_FILE).write_bytes(b"PK\x03\x04 no archive")
     update_digests(broken)
@@ -97,16 +96,35 @@ def replace_golden(folder: Path, images: np.ndarray, outputs: dict[str, np.ndarr
     update_digests(folder)
 
 
+def golden(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> Callable[[Path], None]:
+    def build(root: Path) -> None:
+        folder = publish_scores(root, "odd")
+        write_golden(folder, Golden(inputs, outputs))
+        update_digests(folder)
+
+    return build
+
+
+IMAGES = np.ones((2, 28, 28, 1), np.uint8)
+ODD = {
+    "golden rows without an output": golden({"image": IMAGES}, {"other": quarters_of(IMAGES)}),
+    "golden rows without an input": golden({"other": IMAGES}, {"scores": quarters_of(IMAGES)}),
+    "golden rows of nothing": golden({}, {}),
+    "golden rows without inputs": golden({}, {"scores": quarters_of(IMAGES)}),
+    "no golden rows": golden({"image": IMAGES[:0]}, {"scores": quarters_of(IMAGES[:0])}),
+    "golden rows of another shape": golden({"image": IMAGES[..., 0]}, {"scores": quarters_of(IMAGES)}),
+    "golden rows of another datatype": golden({"image": IMAGES.astype(np.float32)}, {"scores": quarters_of(IMAGES)}),
+    "golden rows that are text": golden({"image": IMAGES}, {"scores": np.array([["a"] * 4] * 2)}),
+}
+
+
 def update_digests(folder: Path) -> None:
     change_manifest(folder, files={name: digest_file(folder / name) for name in (MODEL_FILE, GOLDEN_FILE)})
 
 
 def set_shape(path: Path, shape: list[int | str]) -> None:
-    import onnx
-
     model = onnx.load(path)
     for value in (*model.graph.input, *model.graph.output):
-        onnx.helper  # noqa: B018
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
     onnx.save(model, path)
 
@@ -194,11 +212,47 @@ def test_a_version_other_than_the_refused_one_is_404(client: httpx.Client) -> No
     assert client.get("/v2/models/drifted/versions/7").status_code == 404
 
 
-@pytest.mark.parametrize("exists", [True, False], ids=["empty", "missing"])
-def test_without_any_model_the_server_is_live_and_not_ready(serve: Serve, tmp_path: Path, exists: bool) -> None:
+@pytest.mark.parametrize("name", ODD)
+def test_a_version_that_is_wrong_in_an_unusual_way_does_not_end_the_server(
+    serve: Serve, tmp_path: Path, name: str
+) -> None:
+    ODD[name](tmp_path)
+    publish_scores(tmp_path)
+    server = serve(models=tmp_path)
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        assert client.get("/v2/models").json() == {"models": ["scores"]}
+        answer = client.get("/v2/models/odd")
+        assert answer.status_code == 503
+        assert "'odd' version 1" in answer.json()["error"]
+
+
+def test_a_model_whose_items_have_no_elements_is_never_our_fault(serve: Serve, tmp_path: Path) -> None:
+    write_model(tmp_path, "hollow", plain_graphs()["floats"])
+    set_shape(tmp_path / "hollow" / "1" / MODEL_FILE, ["n", 0])
+    server = serve(models=tmp_path)
+    inputs = [{"name": "x", "shape": [2, 0], "datatype": "FP32", "data": []}]
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        octets = {"content-type": "application/octet-stream"}
+        for answer in (
+            client.post("/v2/models/hollow/infer", json={"inputs": inputs}),
+            client.post("/predict/hollow", json={"instances": [[], []]}),
+            client.post("/v2/models/hollow/infer", content=b"", headers=octets),
+            client.post("/predict/hollow", content=b"1234", headers=octets),
+        ):
+            assert answer.status_code in (200, 400, 503), answer.text
+
+
+def test_a_repository_that_does_not_exist_ends_the_start(tmp_path: Path) -> None:
+    with starting_server(*FAST_START, "--repository", str(tmp_path / "nowhere")) as (server, _):
+        assert server.wait() == 1
+        assert str(tmp_path / "nowhere") in server.log()
+        assert "--repository" in server.log()
+        assert "Traceback" not in server.log()
+
+
+def test_without_any_model_the_server_is_live_and_not_ready(serve: Serve, tmp_path: Path) -> None:
     root = tmp_path / "nothing here"
-    if exists:
-        root.mkdir()
+    root.mkdir()
     server = serve(models=root)
     with httpx.Client(base_url=server.url, trust_env=False) as client:
         assert client.get("/health/live").json() == {"live": True}

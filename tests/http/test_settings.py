@@ -15,7 +15,7 @@ from tests.support.server import starting_server
         (["--batching.max-queue-items", "many"], {}, "", ["--batching.max-queue-items", "integer", "'many'"]),
         (["--server.drain-delay-s", "-1"], {}, "", ["--server.drain-delay-s", "greater than or equal to 0"]),
         (["--engine.device", "tpu"], {}, "", ["--engine.device", "'cpu'", "'tpu'"]),
-        (["--port", "70000"], {}, "", ["--port", "65535"]),
+        (["--port", "70000"], {}, "", ["--server.port", "65535"]),
         (["--port"], {}, "", ["--port"]),
         (["surplus"], {}, "", ["surplus"]),
         ([], {"SHOAL_PROT": "1"}, "", ["SHOAL_PROT", "no such setting"]),

@@ -42,7 +42,9 @@ def gif_header(width: int, height: int) -> bytes:
 def bmp_header(width: int, height: int) -> bytes:
     """BITMAPINFOHEADER."""
     size = 54 + 12
-    header = b"BM" + struct.pack("<IHHI", size, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+    header = (
+        b"BM" + struct.pack("<IHHI", size, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+    )
     return header + bytes(12)
 
 

@@ -25,12 +25,13 @@ _FAULTS = ("Traceback", "never retrieved", "Exception in", "bug:")
 
 @dataclass
 class Server:
-    """`printed` is standard output, line by line; `log()` standard error so far."""
+    """`printed` is standard output, line by line; `log()` standard error so far; `signalled`: it is on its way out."""
 
     process: subprocess.Popen[str]
     log_path: Path
     printed: list[str] = field(default_factory=list)
     url: str = ""
+    signalled: bool = False
 
     @property
     def port(self) -> int:
@@ -40,6 +41,7 @@ class Server:
         return self.log_path.read_text()
 
     def signal(self, number: int = signal.SIGTERM) -> None:
+        self.signalled = True
         self.process.send_signal(number)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
@@ -88,7 +90,7 @@ def running_server(*flags: str, environment: Mapping[str, str] | None = None) ->
         if not announced.wait(START_SECONDS) or not server.url:
             raise AssertionError(f"the server did not start within {START_SECONDS} s; its log:\n{server.log()}")
         yield server
-        if server.process.poll() is None:
+        if not server.signalled:
             server.signal()
         code = server.wait()
         assert code == 0, f"the server ended with {code}; its log:\n{server.log()}"
