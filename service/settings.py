@@ -56,8 +56,8 @@ class Server(BaseModel, frozen=True, extra="forbid"):
         ),
     ] = 0.0
     drain_timeout_s: Annotated[
-        float, Field(gt=0, description="After that, how long requests in flight may take to finish.")
-    ] = 30.0
+        int, Field(ge=1, description="After that, how long requests in flight may take to finish.")
+    ] = 30
 
 
 class Images(BaseModel, frozen=True, extra="forbid"):
@@ -65,7 +65,7 @@ class Images(BaseModel, frozen=True, extra="forbid"):
 
     max_pixels: Annotated[
         int, Field(ge=1, description="Largest image by width x height, checked before decoding; larger ones get 400.")
-    ] = 50_000_000
+    ] = 25_000_000
     decode_in_thread_pixels: Annotated[
         int, Field(ge=0, description="Images of at least this many pixels are decoded outside the event loop.")
     ] = 65_536

@@ -84,12 +84,13 @@ async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str
             frontend,
             http=Protocol,
             ws="none",
+            lifespan="off",
             proxy_headers=False,
             access_log=False,
             log_config=None,
             server_header=False,
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=int(settings.server.drain_timeout_s) or 1,
+            timeout_graceful_shutdown=settings.server.drain_timeout_s,
         )
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -254,10 +254,15 @@ class Engine:
     def _load(self, found: FoundVersion) -> None:
         try:
             loaded = load_version(found, self._settings)
-        except UnservableModel as error:
-            log.error("model %s version %s is not served: %s", found.name, found.version, error)
+        except Exception as error:  # whatever a version does to us, the others serve
+            if isinstance(error, UnservableModel):
+                log.error("model %s version %s is not served: %s", found.name, found.version, error)
+                reason = str(error)
+            else:
+                log.exception("model %s version %s is not served", found.name, found.version)
+                reason = f"it could not be loaded: {error!r}"
             for frontend in range(self._n_frontends):
-                self._tell(frontend, ModelFailed(found.name, found.version, str(error)))
+                self._tell(frontend, ModelFailed(found.name, found.version, reason))
             return
         setup = loaded.setup
         log.info(

@@ -20,6 +20,7 @@ from models.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
+    NUMPY_OF,
     Classification,
     Golden,
     ImageInput,
@@ -103,6 +104,8 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     first = Session(model, settings.device, settings.threads or 1)
     if manifest is not None:
         _check_signature(first, manifest)
+    if golden is not None:
+        _check_golden(first, golden)
     capacity = arena_capacity(first.inputs + first.outputs, settings)
     arena_fd, arena = create_arena(first.inputs, first.outputs, capacity)
     max_batch_size = min(settings.max_batch_size, capacity)
@@ -140,8 +143,8 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
 
 def arena_capacity(specs: tuple[TensorSpec, ...], settings: ModelSettings) -> int:
     """Slots for `max_queue_items`, fewer where rows are so large that the arena would pass its bound."""
-    fitting = _ARENA_BYTES // max(1, sum(row_bytes(spec) for spec in specs))
-    return max(_MIN_CAPACITY, min(settings.max_queue_items, fitting))
+    fitting = _ARENA_BYTES // sum(row_bytes(spec) for spec in specs)
+    return min(settings.max_queue_items, max(_MIN_CAPACITY, fitting))
 
 
 def replay(session: Session, golden: Golden, tolerance: Tolerance) -> None:
@@ -191,6 +194,23 @@ def _check_signature(session: Session, manifest: Manifest) -> None:
                 f"{MANIFEST_FILE}: classification: output {labelled.output!r} with {len(labelled.labels)} labels "
                 f"does not fit the file's outputs {list(session.outputs)}"
             )
+
+
+def _check_golden(session: Session, golden: Golden) -> None:
+    """Rows for every input and output, at least one, equally many, of the model's types and shapes."""
+    n_rows = {len(array) if array.ndim else 0 for array in (*golden.inputs.values(), *golden.outputs.values())}
+    if len(n_rows) != 1 or n_rows == {0}:
+        raise UnservableModel(
+            f"{GOLDEN_FILE}: arrays of {sorted(n_rows)} rows; expected at least one, and as many in all"
+        )
+    for side, specs, arrays in (
+        ("inputs", session.inputs, golden.inputs),
+        ("outputs", session.outputs, golden.outputs),
+    ):
+        found = {name: (str(array.dtype), array.shape[1:]) for name, array in arrays.items()}
+        expected = {spec.name: (str(NUMPY_OF[spec.datatype]), spec.shape[1:]) for spec in specs}
+        if found != expected:
+            raise UnservableModel(f"{GOLDEN_FILE}: {side} are {found}; expected {expected}")
 
 
 def _fixed_setup(settings: ModelSettings) -> tuple[int, int] | None:

@@ -104,6 +104,8 @@ def _spec(node: Any, side: str) -> TensorSpec:  # Any: onnxruntime's NodeArg is 
         raise UnservableModel(f"{side} {node.name!r} has shape {shape}; expected a variable first dimension, the batch")
     if not all(isinstance(size, int) for size in shape[1:]):
         raise UnservableModel(f"{side} {node.name!r} has shape {shape}; only the first dimension may be variable")
+    if 0 in shape[1:]:
+        raise UnservableModel(f"{side} {node.name!r} has shape {shape}; expected items of at least one element")
     return TensorSpec(node.name, _DATATYPE_OF_ORT[node.type], (-1, *shape[1:]))
 
 

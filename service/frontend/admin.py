@@ -16,6 +16,7 @@ from litestar.response import Redirect
 from msgspec import Struct
 
 from service.batching.client import Client, ServedModel
+from service.errors import ModelNotReady
 
 EXTENSIONS = ["binary_tensor_data"]
 _PLATFORM = "onnxruntime_onnx"
@@ -127,6 +128,8 @@ async def model_metadata(state: State, model_name: str, model_version: str | Non
 )
 async def model_ready(state: State, model_name: str, model_version: str | None = None) -> ModelReadiness:
     state.client.find(model_name, model_version)
+    if state.health.state != "serving":
+        raise ModelNotReady(f"model {model_name!r} is not ready: the server is draining")
     return ModelReadiness(model_name, True)
 
 
@@ -135,7 +138,7 @@ def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
         "/metrics",
         tags=["metrics"],
         summary="Prometheus text format",
-        media_type="text/plain; version=0.0.4; charset=utf-8",
+        media_type="text/plain; version=0.0.4",
     )
     async def metrics() -> bytes:
         return render()

@@ -8,6 +8,7 @@
 Why predictions do not go through Litestar: docs/adr/0007. Both ways end in the same error bodies: `{"error": "..."}`.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -42,6 +43,7 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_CLOSE = (b"connection", b"close")
 Handler = Callable[[ServedModel, Request, bytes, int], Awaitable[Answer]]
 
 
@@ -70,7 +72,7 @@ class Frontend:
             case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
                 await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
             case _:
-                await self._litestar(scope, receive, _with_headers(send, request))
+                await self._litestar(scope, receive, _with_headers(send, request, self.health))
 
     async def _short_way(
         self, scope: HTTPScope, request: Request, send: Send, handler: Handler, name: str, version: str | None
@@ -88,6 +90,12 @@ class Frontend:
             answer = await handler(model, request, body, deadline)
         except ClientDisconnected:
             return
+        except asyncio.CancelledError:
+            if self.health.state != "closing":
+                raise
+            answer = error_answer(
+                Draining("the server is draining and ended before this was answered; send it to another")
+            )
         except EngineError as error:
             answer = error_answer(EngineError(f"{error} (request {request.id})"))
         except ServiceError as error:
@@ -96,7 +104,7 @@ class Frontend:
             log.exception("bug: request %s to %s failed", request.id, scope["path"])
             answer = error_answer(EngineError(f"internal error (request {request.id})"))
         if self.health.state == "leaving":
-            answer.headers.append((b"connection", b"close"))
+            answer.headers.append(_CLOSE)
         await send_answer(send, request, answer)
         seconds = (time.monotonic_ns() - request.received_at) / 1e9
         self._metrics.request_answered(model.description if model else None, answer.status, seconds, request.timings)
@@ -150,8 +158,8 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
     )
 
 
-def _with_headers(send: Send, request: Request) -> Send:
-    """Put the request id and the timing on whatever Litestar answers."""
+def _with_headers(send: Send, request: Request, health: admin.Health) -> Send:
+    """Put on whatever Litestar answers what the short way puts on its own answers."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -159,6 +167,7 @@ def _with_headers(send: Send, request: Request) -> Send:
                 *message.get("headers", []),
                 (b"x-request-id", request.id.encode()),
                 (b"server-timing", server_timing(request).encode()),
+                *([_CLOSE] if health.state == "leaving" else []),
             ]
         await send(message)
 

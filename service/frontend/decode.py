@@ -45,13 +45,33 @@ def open_image(body: bytes, max_pixels: int) -> Image.Image:
 def render(image: Image.Image, target: ImageInput) -> npt.NDArray[np.uint8]:
     """Pixels as uint8 [height, width, channels]; the first frame of an animation. Raises MalformedImage."""
     try:
-        image = _as_mode(ImageOps.exif_transpose(image), "L" if target.channels == 1 else "RGB")
+        image = ImageOps.exif_transpose(_shrink(image, target))
+        image = _as_mode(image, "L" if target.channels == 1 else "RGB")
     except Exception as error:  # decoders of damaged data raise whatever they tripped over
         raise MalformedImage(f"the image cannot be decoded: {error}") from error
     size = (target.width, target.height)
     if image.size != size:
         image = _resize(image, size, target.fit)
     return np.asarray(image, np.uint8).reshape(target.height, target.width, target.channels)
+
+
+def _shrink(image: Image.Image, target: ImageInput) -> Image.Image:
+    """Decode to about twice the size that is needed, so that what follows makes no copies of full size.
+
+    JPEG is decoded at a fraction (draft); for others, blocks of pixels are averaged (reduce).
+    """
+    side = 2 * max(target.width, target.height)  # the longer, as turning it upright may swap the two
+    image.draft(image.mode, (side, side))
+    factor = min(image.width // side, image.height // side)
+    if factor > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK"):
+        return _keeping_orientation(image.reduce(factor), image)
+    return image
+
+
+def _keeping_orientation(reduced: Image.Image, original: Image.Image) -> Image.Image:
+    reduced.info = original.info
+    reduced.getexif().update(original.getexif())
+    return reduced
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:

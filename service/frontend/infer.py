@@ -23,7 +23,7 @@ from service.frontend.tensors import (
     check_datatype,
     check_shape,
     items_in,
-    rows_from_numbers,
+    rows_from_json,
     to_json,
 )
 
@@ -70,7 +70,7 @@ class Parsed(Struct, frozen=True):
 def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parsed:
     """Raises MalformedRequest, WrongTensor; each names the field."""
     header_length = _header_length(headers, len(body))
-    if header_length == 0:
+    if header_length is None:
         return _parse_raw(model, body)
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
     specs = {spec.name: spec for spec in model.description.inputs}
@@ -130,17 +130,17 @@ async def infer(client: Client, model: ServedModel, request: Request, body: byte
         return encode(parsed, claim)
 
 
-def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int:
-    """How much of the body is JSON."""
+def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
+    """How much of the body is JSON; None: it is one raw tensor."""
     given = headers.get(HEADER_LENGTH)
     if given is None:
-        return 0 if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY else body_bytes
+        return None if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY else body_bytes
     if not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > body_bytes:
         raise MalformedRequest(
             f"Inference-Header-Content-Length is {given.decode('latin-1')!r}; "
             f"expected 0 to {body_bytes}, the length of the body"
         )
-    return int(given)
+    return int(given) or None
 
 
 def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
@@ -149,7 +149,7 @@ def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
         raise WrongTensor(f"a raw body needs a model with 1 input; {model.description.name!r} has {len(inputs)}")
     n_items = items_in(inputs[0], len(body))
     wanted = [Wanted(spec, True) for spec in model.description.outputs]
-    return Parsed("", {inputs[0].name: body}, n_items, wanted)
+    return Parsed("", {inputs[0].name: check_bytes(inputs[0], body, n_items)}, n_items, wanted)
 
 
 def _rows(spec: TensorSpec, given: InferInput, binary: memoryview, n_items: int) -> tuple[RowBytes, memoryview]:
@@ -159,7 +159,7 @@ def _rows(spec: TensorSpec, given: InferInput, binary: memoryview, n_items: int)
     if size is None:
         if not memoryview(given.data).nbytes:
             raise MalformedRequest(f"input {spec.name!r} has neither data nor parameters.binary_data_size")
-        return rows_from_numbers(spec, decode_json(given.data, list, f"input {spec.name!r}: data"), n_items), binary
+        return rows_from_json(spec, given.data, n_items, "data")[0], binary
     if type(size) is not int or not 0 <= size <= len(binary):
         raise MalformedRequest(
             f"input {spec.name!r}: binary_data_size is {size!r}; "

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -20,7 +21,7 @@ from service.batching.client import Claim, Client, ServedModel
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
-from service.frontend.tensors import items_in, rows_from_numbers, to_json
+from service.frontend.tensors import check_bytes, items_in, rows_from_json, to_json
 from service.settings import Images
 
 DEFAULT_TOP_K = 5
@@ -31,8 +32,12 @@ _MOST_DIGITS = 9  # more labels than any model has; Python refuses to read numbe
 _UNSPECIFIC = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
 
 
+# Two at a time: a large image takes up to 8 bytes a pixel while it is decoded.
+_large_decodes = ThreadPoolExecutor(2, thread_name_prefix="shoal-decode")
+
+
 class Instances(Struct):
-    instances: list[Any]
+    instances: msgspec.Raw
 
 
 async def predict(
@@ -85,7 +90,7 @@ async def _write_image(claim: Claim, body: bytes, limits: Images) -> None:
     assert isinstance(target, ImageInput), "bug: an image for a model that takes none"
     image = open_image(body, limits.max_pixels)
     if image.width * image.height >= limits.decode_in_thread_pixels:
-        pixels = await asyncio.get_running_loop().run_in_executor(None, render, image, target)
+        pixels = await asyncio.get_running_loop().run_in_executor(_large_decodes, render, image, target)
     else:
         pixels = render(image, target)
     claim.write(_only_input(claim.model).name, pixels.tobytes())
@@ -95,12 +100,10 @@ def _rows(spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
     """The rows and how many they are."""
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
-        if not request.instances:
-            raise WrongTensor("instances is empty; expected at least one item")
-        n_items = len(request.instances)
-        return rows_from_numbers(spec, request.instances, n_items), n_items
+        return rows_from_json(spec, request.instances, None, "instances")
     try:
-        return body, items_in(spec, len(body))
+        n_items = items_in(spec, len(body))
+        return check_bytes(spec, body, n_items), n_items
     except WrongTensor as error:
         raise WrongTensor(f"the body is neither an image ({', '.join(FORMATS)}) nor raw rows: {error}") from error
 

@@ -5,9 +5,11 @@ error, not 3 or 44. JSON has no NaN or infinity: floats that are not finite are 
 NaN; clients that need them exactly use binary tensors.
 """
 
+import functools
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,8 +19,8 @@ from service.errors import WrongTensor
 
 Array = npt.NDArray[Any]  # Any: the element type is the tensor's, known only at run time
 
-_ACCEPTED_KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "fiu"}
-_EXPECTED = {"b": "true or false", "u": "whole numbers", "i": "whole numbers", "f": "numbers"}
+_MOST_AXES = 16
+_HEAD_BYTES = 256  # brackets, and the white space that pretty printing puts between them
 
 
 def check_shape(spec: TensorSpec, shape: list[int] | tuple[int, ...]) -> int:
@@ -28,30 +30,48 @@ def check_shape(spec: TensorSpec, shape: list[int] | tuple[int, ...]) -> int:
     return shape[0]
 
 
-def rows_from_numbers(spec: TensorSpec, values: Any, n: int) -> RowBytes:
-    """`n` items from decoded JSON, nested or flat in row-major order. Raises WrongTensor."""
+def rows_from_json(spec: TensorSpec, data: msgspec.Raw, n: int | None, field: str) -> tuple[RowBytes, int]:
+    """Items from a JSON array, nested or flat in row-major order, and how many they are.
+
+    n        how many are expected; None: as many as the array has entries
+    field    what to call the array in an error
+    Raises   WrongTensor
+    """
     dtype = NUMPY_OF[spec.datatype]
+    expected = _ELEMENTS[dtype.kind]
     try:
-        array = np.array(values)
-        if array.dtype.kind == "O" and dtype.kind == "f":  # null among numbers: NaN
-            array = np.array(values, np.float64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise WrongTensor(f"input {spec.name!r}: data is ragged or not made of {_EXPECTED[dtype.kind]}") from error
-    expected = (n, *spec.shape[1:])
-    if array.size != prod(expected):
+        values = _decoder(expected.type, _depth(spec, data, field)).decode(data)
+        with np.errstate(over="ignore"):  # beyond FP16 or FP32 is infinity, as IEEE 754 rounds
+            array = np.array(values, np.float64 if dtype.kind == "f" else dtype).astype(dtype)
+    except msgspec.ValidationError as error:
+        raise WrongTensor(f"input {spec.name!r}: {field} must hold {expected.text}: {error}") from error
+    except OverflowError as error:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         raise WrongTensor(
-            f"input {spec.name!r} has {array.size} values; expected {prod(expected)} for shape {list(expected)}"
+            f"input {spec.name!r}: {field}: {error}; expected {low} to {high} for {spec.datatype}"
+        ) from error
+    except ValueError as error:
+        raise WrongTensor(f"input {spec.name!r}: {field} is ragged; expected lists of equal lengths") from error
+    n = len(values) if n is None else n
+    if n == 0:
+        raise WrongTensor(f"input {spec.name!r}: {field} is empty; expected at least one item")
+    if array.size != n * prod(spec.shape[1:]):
+        shape = [n, *spec.shape[1:]]
+        raise WrongTensor(
+            f"input {spec.name!r}: {field} has {array.size} values; expected {prod(shape)} for shape {shape}"
         )
-    return _cast(spec, array, dtype).tobytes()
+    return array.tobytes(), n
 
 
 def check_bytes(spec: TensorSpec, data: RowBytes, n: int) -> RowBytes:
-    """`data`, which is `n` items in row-major order, little-endian. Raises WrongTensor when its length differs."""
+    """`data`, which is `n` items in row-major order, little-endian. Raises WrongTensor."""
     expected = n * row_bytes(spec)
     if len(data) != expected:
         raise WrongTensor(
             f"input {spec.name!r} has {len(data)} bytes; expected {expected} for shape {[n, *spec.shape[1:]]}"
         )
+    if spec.datatype == "BOOL" and (largest := int(np.frombuffer(data, np.uint8).max())) > 1:
+        raise WrongTensor(f"input {spec.name!r} has a byte of {largest}; expected 0 or 1 for BOOL")
     return data
 
 
@@ -74,24 +94,35 @@ def check_datatype(spec: TensorSpec, datatype: str) -> Datatype:
     return spec.datatype
 
 
-def _cast(spec: TensorSpec, array: Array, dtype: np.dtype[Any]) -> Array:
-    if array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind] and array.size:
-        raise WrongTensor(f"input {spec.name!r}: data holds {_kind_text(array)}; expected {_EXPECTED[dtype.kind]}")
-    if dtype.kind in "iu" and array.size:
-        bounds = np.iinfo(dtype)
-        low, high = int(array.min()), int(array.max())
-        if low < bounds.min or high > bounds.max:
-            wrong = low if low < bounds.min else high
-            raise WrongTensor(
-                f"input {spec.name!r}: data holds {wrong}; expected {bounds.min} to {bounds.max} for {spec.datatype}"
-            )
-    with np.errstate(over="ignore"):  # beyond FP16 or FP32 is infinity, as IEEE 754 rounds
-        return array.astype(dtype)
+class _Element(NamedTuple):
+    """What JSON must hold for a kind of numpy type, for msgspec and in words. msgspec takes no bool for a number."""
+
+    type: Any
+    text: str
 
 
-def _kind_text(array: Array) -> str:
-    names = {"f": "fractions", "b": "true or false", "U": "text", "O": "null or mixed values"}
-    return names.get(array.dtype.kind, str(array.dtype))
+_ELEMENTS = {
+    "b": _Element(bool, "true or false"),
+    "u": _Element(int, "whole numbers"),
+    "i": _Element(int, "whole numbers"),
+    "f": _Element(float | None, "numbers"),  # null is NaN
+}
+
+
+def _depth(spec: TensorSpec, data: msgspec.Raw, field: str) -> int:
+    """How deeply the first element is nested. Raises WrongTensor beyond what any tensor has."""
+    head = bytes(memoryview(data)[:_HEAD_BYTES]).translate(None, b" \t\r\n")
+    depth = len(head) - len(head.lstrip(b"["))
+    if depth > _MOST_AXES:
+        raise WrongTensor(f"input {spec.name!r}: {field} is nested {depth} deep; expected at most {_MOST_AXES}")
+    return max(1, depth)  # what is no array at all, the decoder says
+
+
+@functools.cache
+def _decoder(element: Any, depth: int) -> msgspec.json.Decoder[list[Any]]:
+    for _ in range(depth):
+        element = list[element]
+    return msgspec.json.Decoder(element)
 
 
 def _shape_text(spec: TensorSpec) -> str:

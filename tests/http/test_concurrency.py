@@ -97,7 +97,7 @@ async def slow(client: httpx.AsyncClient, i: int) -> httpx.Response:
 
 
 async def refused(client: httpx.AsyncClient, i: int) -> httpx.Response:
-    answer = await client.post("/predict/echo", json={"instances": [[i, -1, -1, -1]]})
+    answer = await client.post("/predict/echo", json={"instances": [[i % 256, -1, -1, -1]]})
     assert answer.status_code == 400
     assert "-1" in answer.json()["error"]
     return answer
