@@ -7,6 +7,6 @@ predict.py   POST /predict/…              images, JSON, raw rows → labels
 decode.py    image bytes → uint8 rows
 tensors.py   JSON numbers and bytes ↔ arrays, checked against the model
 admin.py     health, metadata, metrics
-protocol.py  what uvicorn answers when it cannot parse
+protocol.py  uvicorn's protocol: one write an answer, our error body for bad syntax
 openapi.py   the document behind /docs
 """

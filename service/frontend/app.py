@@ -48,20 +48,21 @@ Handler = Callable[[ServedModel, Request, bytes, int], Awaitable[Answer]]
 
 
 class Frontend:
-    """An ASGI application. `health` is the supervisor's to change."""
+    """An ASGI application, for the event loop it is made in. `health` is the supervisor's to change."""
 
     def __init__(self, client: Client, settings: Settings, metrics: RequestMetrics) -> None:
         self.health = admin.Health()
         self._client = client
         self._settings = settings
         self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
         self._litestar = _litestar(client, self.health, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:  # lifespan; there are no web sockets here
             await self._litestar(scope, receive, send)
             return
-        request = Request(scope, receive)
+        request = Request(scope, receive, self._loop)
         match scope["path"].split("/"):
             case ["", "predict", name]:
                 await self._short_way(scope, request, send, self._predict, name, None)

@@ -44,9 +44,20 @@ class Request:
     timings       of the slowest item; set by the handler
     """
 
-    __slots__ = ("_body_at", "_expired", "_receive", "decoded_ns", "headers", "id", "query", "received_at", "timings")
+    __slots__ = (
+        "_body_at",
+        "_expired",
+        "_loop",
+        "_receive",
+        "decoded_ns",
+        "headers",
+        "id",
+        "query",
+        "received_at",
+        "timings",
+    )
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
         self.received_at = time.monotonic_ns()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.query: bytes = scope["query_string"]
@@ -55,6 +66,7 @@ class Request:
         self._body_at = self.received_at
         self.timings: Timings | None = None
         self._receive = receive
+        self._loop = loop
         self._expired = False
 
     async def body(self, max_bytes: int, timeout_s: float) -> bytes:
@@ -63,9 +75,10 @@ class Request:
         if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
             raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
         # By hand: asyncio.timeout costs 8 us, more than the decoding of a small body.
-        task = asyncio.current_task()
+        # The loop is given: to find it, asyncio asks the kernel for the process id (Python 3.11), twice a request.
+        task = asyncio.current_task(self._loop)
         assert task is not None, "bug: a request outside a task"
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, task)
+        timer = self._loop.call_later(timeout_s, self._expire, task)
         try:
             body = await self._whole_body(max_bytes)
         except asyncio.CancelledError as error:

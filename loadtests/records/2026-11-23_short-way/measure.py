@@ -10,12 +10,13 @@ from service.frontend.http import Request, Answer, send_answer
 from service.metrics import RequestMetrics
 from service.settings import Settings
 async def main():
+    loop=asyncio.get_running_loop()
     fl,_=link_pair(); m=RequestMetrics(); f=Frontend(Client(fl,m),Settings(),m)
     async def handler(scope, request, send, *_): await send_answer(send, request, Answer(b"{}"))
     f._short_way=handler
     @asgi("/predict", is_mount=True, copy_scope=False)
     async def mount(scope: Scope, receive: Receive, send: Send) -> None:
-        await handler(scope, Request(scope, receive), send)
+        await handler(scope, Request(scope, receive, loop), send)
     l=Litestar([mount],logging_config=None,openapi_config=None)
     async def receive(): return {"type":"http.request","body":b"","more_body":False}
     async def send(m): pass
