@@ -15,8 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from service.batching.client import Client, Observer, Timings
-from service.batching.link import ModelReady
+from service.batching.claim import Timings
+from service.batching.client import Client, Observer
+from service.batching.link import ModelFacts
 
 # From what a tiny model needs to what nobody should wait for; factors of 2 to 2.5.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -65,19 +66,19 @@ class RequestMetrics(Observer, Collector):
         self._items: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.client: Client | None = None
 
-    def request_answered(self, model: ModelReady | None, status: int, seconds: float, timings: Timings | None) -> None:
+    def request_answered(self, model: ModelFacts | None, status: int, seconds: float, timings: Timings | None) -> None:
         """Once for each prediction request; refused ones have no timings and no place in the histograms."""
         key = (model.name, model.version) if model else ("", "")
         self._requests[*key, status] += 1
         if timings is not None:
             self._models[key].request.observe(seconds)
 
-    def item_answered(self, model: ModelReady, queue_us: int) -> None:
+    def item_answered(self, model: ModelFacts, queue_us: int) -> None:
         key = (model.name, model.version)
         self._items[key] += 1
         self._models[key].queue.observe(queue_us / 1e6)
 
-    def batch_answered(self, model: ModelReady, batch_size: int, compute_us: int) -> None:
+    def batch_answered(self, model: ModelFacts, batch_size: int, compute_us: int) -> None:
         metrics = self._models[model.name, model.version]
         metrics.compute.observe(compute_us / 1e6)
         metrics.batch_size.observe(batch_size)
@@ -122,7 +123,7 @@ class RequestMetrics(Observer, Collector):
         in_flight = GaugeMetricFamily("shoal_items_in_flight", "Items that hold a slot.", labels=["model", "version"])
         ready = GaugeMetricFamily("shoal_model_ready", "1 for a version that answers.", labels=["model", "version"])
         for model in self.client.models() if self.client else []:
-            key = [model.description.name, model.description.version]
+            key = [model.facts.name, model.facts.version]
             in_flight.add_metric(key, model.in_flight)
             ready.add_metric(key, 1)
         yield from (in_flight, ready)

@@ -155,7 +155,7 @@ def _where_to_look(client: Client, settings: Settings, port: int) -> Iterator[st
     url = f"http://{host}:{port}"
     yield f"Shoal serves on {url}"
     for model in client.models():
-        facts = model.description
+        facts = model.facts
         yield (
             f"  model     {facts.name} version {facts.version}: {facts.instances} instances x {facts.threads} threads, "
             f"batches up to {facts.max_batch_size}"
@@ -175,11 +175,11 @@ def _where_to_look(client: Client, settings: Settings, port: int) -> Iterator[st
 def _curl(client: Client, repository: Path, url: str) -> str:
     """A line that works as it stands: an example image where a model brings one, else its metadata."""
     for model in client.models():
-        facts = model.description
+        facts = model.facts
         example = repository / facts.name / facts.version / EXAMPLE_FILE
         if example.is_file():
             return f"curl --data-binary @{example} {url}/predict/{facts.name}"
-    return f"curl {url}/v2/models/{client.models()[0].description.name}"
+    return f"curl {url}/v2/models/{client.models()[0].facts.name}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

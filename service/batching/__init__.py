@@ -3,7 +3,8 @@
     arena.py    the rows: one memfd mapping per model version
     link.py     the socket: slot numbers and model events, as fixed-size records
     policy.py   which waiting items run next, and how many together
-    client.py   the frontend's side: claim, commit, await, release
+    claim.py    one request's hold on its slots
+client.py   the frontend's side: claim, commit, await, release
 
 Imports neither side: no onnxruntime here, and no HTTP.
 """

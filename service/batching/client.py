@@ -16,13 +16,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, NamedTuple, Self
 
-import numpy.typing as npt
-
-from service.batching.arena import Arena, RowBytes, SlotIndex
+from service.batching.arena import Arena
+from service.batching.claim import Claim, ServedModel, Timings
 from service.batching.link import (
     COMMIT,
     Answer,
@@ -30,15 +26,14 @@ from service.batching.link import (
     Kind,
     Link,
     LinkClosed,
+    ModelFacts,
     ModelFailed,
     ModelReady,
     ModelsLoaded,
-    Status,
 )
 from service.errors import (
     DeadlineExceeded,
     EngineDied,
-    EngineError,
     ModelNotReady,
     Overloaded,
     UnknownModel,
@@ -47,130 +42,17 @@ from service.errors import (
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
 _SWEEP_SECONDS = 0.05  # how late an answer to an expired request may be while the engine is busy
-
-
-class Timings(NamedTuple):
-    """Of the slowest of a request's items: waited, ran, and how many ran together."""
-
-    queue_us: int
-    compute_us: int
-    batch_size: int
-
-
-class ServedModel:
-    """A ready version as this frontend sees it: what it is, its rows, and which of its slots are free."""
-
-    def __init__(self, description: ModelReady, arena: Arena) -> None:
-        self.description = description
-        self.inputs = arena.inputs
-        self.outputs = arena.outputs
-        first, end = description.slots
-        self.capacity = end - first
-        self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
-        self.owners: dict[int, Claim] = {}
-
-    @property
-    def in_flight(self) -> int:
-        return self.capacity - len(self.free)
 
 
 class Observer:
     """What a frontend may want to know of answers and batches; metrics override it."""
 
-    def batch_answered(self, model: ModelReady, batch_size: int, compute_us: int) -> None:
+    def batch_answered(self, model: ModelFacts, batch_size: int, compute_us: int) -> None:
         """Once for each batch."""
 
-    def item_answered(self, model: ModelReady, queue_us: int) -> None:
+    def item_answered(self, model: ModelFacts, queue_us: int) -> None:
         """Once for each item."""
-
-
-class Claim:
-    """Slots of one request, from claim to release."""
-
-    __slots__ = (
-        "_client",
-        "_committed",
-        "_future",
-        "_released",
-        "_timings",
-        "deadline",
-        "model",
-        "slots",
-        "unanswered",
-    )
-
-    def __init__(self, client: "Client", model: ServedModel, slots: list[SlotIndex]) -> None:
-        self.model = model
-        self.slots = slots
-        self.deadline = 0
-        self._client = client
-        self._committed = False
-        self._released = False
-        self.unanswered = 0
-        self._future: asyncio.Future[Timings] | None = None
-        self._timings = Timings(0, 0, 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._released = True
-        if not self.unanswered:
-            self._free()
-
-    def write(self, name: str, rows: RowBytes) -> None:
-        """The input's items in the order of the slots."""
-        self.model.inputs[name].write(self.slots, rows)
-
-    def read(self, name: str) -> npt.NDArray[Any]:  # Any: the element type is the tensor's
-        """The output's items, [n, elements of an item]; valid until release."""
-        if len(self.slots) == 1:
-            slot = self.slots[0]
-            return self.model.outputs[name].array[slot : slot + 1]
-        return self.model.outputs[name].array[self.slots]
-
-    def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
-        """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.
-
-        deadline   monotonic ns; items still waiting then are not run
-        """
-        assert not self._committed, "bug: a claim is committed once"
-        self._committed = True
-        self.deadline = deadline
-        self.unanswered = len(self.slots)
-        self._future = self._client.commit(self, priority)
-        return self._future
-
-    def answered(self, answer: Answer) -> None:
-        self.unanswered -= 1
-        if answer.status != Status.OK:
-            self.fail(_ERRORS[answer.status]())
-        if answer.queue_us >= self._timings.queue_us:
-            self._timings = Timings(answer.queue_us, answer.compute_us, answer.batch_size)
-        if self.unanswered:
-            return
-        if self._future is not None and not self._future.done():
-            self._future.set_result(self._timings)
-        if self._released:
-            self._free()
-
-    def fail(self, error: Exception) -> None:
-        """Give up waiting; slots that the engine still holds stay held."""
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(error)
-
-    def _free(self) -> None:
-        self.model.free.extend(reversed(self.slots))
-
-
-_ERRORS: dict[int, Callable[[], Exception]] = {
-    Status.FAILED: lambda: EngineError("the model failed on this input"),
-    Status.EXPIRED: lambda: DeadlineExceeded("the deadline passed while the request waited for its turn"),
-}
 
 
 class Client:
@@ -222,24 +104,24 @@ class Client:
         """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""
         free = model.free
         if n_items == 1 and free:
-            return Claim(self, model, [free.pop()])
+            return Claim(model, [free.pop()], self._commit)
         if not 0 < n_items <= model.capacity:
             raise WrongTensor(f"{n_items} items in one request; expected 1 to {model.capacity}")
         if n_items > len(free):
             raise Overloaded(
-                f"model {model.description.name!r} is overloaded: {model.in_flight} items in flight, "
+                f"model {model.facts.name!r} is overloaded: {model.in_flight} items in flight, "
                 f"room for {model.capacity}"
             )
-        return Claim(self, model, [free.pop() for _ in range(n_items)])
+        return Claim(model, [free.pop() for _ in range(n_items)], self._commit)
 
-    def commit(self, claim: Claim, priority: int) -> "asyncio.Future[Timings]":
+    def _commit(self, claim: Claim, priority: int) -> "asyncio.Future[Timings]":
         future: asyncio.Future[Timings] = self._loop.create_future()
         if not self.alive:
             claim.unanswered = 0
             future.set_exception(EngineDied("the engine is gone"))
             return future
         model = claim.model
-        index = model.description.index
+        index = model.index
         now = time.monotonic_ns()
         for slot in claim.slots:
             model.owners[slot] = claim
@@ -286,20 +168,21 @@ class Client:
         claim.answered(answer)
         if not claim.unanswered:
             self._in_flight.pop(claim, None)
-        self._observer.item_answered(model.description, answer.queue_us)
+        self._observer.item_answered(model.facts, answer.queue_us)
         if answer.first:
-            self._observer.batch_answered(model.description, answer.batch_size, answer.compute_us)
+            self._observer.batch_answered(model.facts, answer.batch_size, answer.compute_us)
 
     def _apply(self, event: Event, descriptor: int | None) -> None:
         match event:
             case ModelReady():
                 assert descriptor is not None, "bug: a ready model without its arena"
-                arena = Arena(descriptor, event.inputs, event.outputs, event.capacity)
+                facts = event.facts
+                arena = Arena(descriptor, facts.inputs, facts.outputs, facts.capacity)
                 os.close(descriptor)
-                model = ServedModel(event, arena)
+                model = ServedModel(facts, event.index, event.slots, arena)
                 self._by_index[event.index] = model
-                versions = self._models.get(event.name, {}) | {event.version: model}
-                self._models[event.name] = dict(sorted(versions.items(), key=lambda item: _version_key(item[0])))
+                versions = self._models.get(facts.name, {}) | {facts.version: model}
+                self._models[facts.name] = dict(sorted(versions.items(), key=lambda item: _version_key(item[0])))
             case ModelFailed():
                 self.failures[event.name, event.version] = event.reason
             case ModelsLoaded():

@@ -65,13 +65,9 @@ class Answer(NamedTuple):
     spare: int
 
 
-class ModelReady(Struct, frozen=True, tag="ready"):
-    """A version that answers from now on, under `index`; the arena's descriptor comes with it.
+class ModelFacts(Struct, frozen=True):
+    """What a ready version is, for those who never see its file. `capacity` counts the slots of its arena."""
 
-    slots   half-open range of the arena's slots that this frontend owns
-    """
-
-    index: int
     name: str
     version: str
     description: str
@@ -80,10 +76,20 @@ class ModelReady(Struct, frozen=True, tag="ready"):
     input: ImageInput | TensorInput
     classification: Classification | None
     capacity: int
-    slots: tuple[int, int]
     max_batch_size: int
     instances: int
     threads: int
+
+
+class ModelReady(Struct, frozen=True, tag="ready"):
+    """A version that answers from now on, under `index`; the arena's descriptor comes with it.
+
+    slots   half-open range of the arena's slots that this frontend owns
+    """
+
+    index: int
+    slots: tuple[int, int]
+    facts: ModelFacts
 
 
 class ModelFailed(Struct, frozen=True, tag="failed"):

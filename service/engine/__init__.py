@@ -1,6 +1,7 @@
 """The engine: owns a device and its sessions, and knows nothing of HTTP.
 
 loop.py         executors take turns at the links, take a batch, run it, answer
+run.py          a batch, or where it fails, its halves
 instance.py     one loaded copy of a model: gather rows, run, scatter rows
 session.py      onnxruntime behind a small face
 repository.py   finds versions, and lets one serve only after digests, warm-up and golden rows

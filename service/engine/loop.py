@@ -29,8 +29,9 @@ from typing import NamedTuple
 from service.batching.link import ANSWER, Kind, Link, LinkClosed, ModelFailed, ModelReady, ModelsLoaded, Status
 from service.batching.policy import Limits, WaitingItem, WaitingQueue
 from service.engine.instance import Instance
-from service.engine.repository import FoundVersion, LoadedVersion, ModelSettings, find_versions, load_version
-from service.engine.session import RunFailed, UnservableModel
+from service.engine.repository import FoundVersion, ModelSettings, find_versions, load_version
+from service.engine.run import Result, run_batch
+from service.engine.session import UnservableModel
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +54,6 @@ class _Work(NamedTuple):
     instance: Instance | None
     batch: list[WaitingItem]
     expired: list[WaitingItem]
-
-
-class _Result(NamedTuple):
-    item: WaitingItem
-    status: Status
-    queue_us: int
-    compute_us: int
-    batch_size: int
-    first: bool
 
 
 class Engine:
@@ -112,9 +104,9 @@ class Engine:
     def _execute(self) -> None:
         finished: _Work | None = None
         while (work := self._next_work(finished)) is not None:
-            results = [_Result(item, Status.EXPIRED, 0, 0, 0, False) for item in work.expired]
+            results = [Result(item, Status.EXPIRED, 0, 0, 0, False) for item in work.expired]
             if work.instance is not None:
-                results += _run(work.instance, work.batch)
+                results += run_batch(work.instance, work.batch)
             self._answer(work.model.index, results)
             finished = work
         self._ring()  # the next one, so that all see the end
@@ -192,7 +184,7 @@ class Engine:
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _answer(self, model: int, results: list[_Result]) -> None:
+    def _answer(self, model: int, results: list[Result]) -> None:
         by_frontend: dict[int, list[bytes]] = {}
         for item, status, queue_us, compute_us, batch, first in results:
             record = ANSWER.pack(Kind.ANSWER, status, model, item.slot, queue_us, compute_us, batch, first, 0)
@@ -275,9 +267,10 @@ class Engine:
             index = len(self._models)
             limits = Limits(setup.max_batch_size, self._max_queue_delay_us)
             self._models[index] = _Model(index, found.name, limits, list(setup.instances))
-        share = loaded.capacity // self._n_frontends
+        share = loaded.facts.capacity // self._n_frontends
         for frontend in range(self._n_frontends):
-            self._tell(frontend, _ready(index, loaded, (frontend * share, (frontend + 1) * share)), loaded.arena_fd)
+            slots = frontend * share, (frontend + 1) * share
+            self._tell(frontend, ModelReady(index, slots, loaded.facts), loaded.arena_fd)
         os.close(loaded.arena_fd)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -299,40 +292,3 @@ class Engine:
                 self._drop_frontend(frontend)
         self._epoll.close()
         os.close(self._bell)
-
-
-def _run(instance: Instance, batch: list[WaitingItem]) -> list[_Result]:
-    """Run a batch; where it fails, its halves, until the items that make it fail stand alone."""
-    taken_at = time.monotonic_ns()
-    try:
-        instance.run([item.slot for item in batch])
-    except RunFailed as error:
-        if len(batch) == 1:
-            log.error("a run failed on one item: %s", error)
-            compute_us = (time.monotonic_ns() - taken_at) // 1000
-            return [_Result(batch[0], Status.FAILED, (taken_at - batch[0].committed_at) // 1000, compute_us, 1, True)]
-        half = len(batch) // 2
-        return _run(instance, batch[:half]) + _run(instance, batch[half:])
-    compute_us = (time.monotonic_ns() - taken_at) // 1000
-    return [
-        _Result(item, Status.OK, (taken_at - item.committed_at) // 1000, compute_us, len(batch), i == 0)
-        for i, item in enumerate(batch)
-    ]
-
-
-def _ready(index: int, loaded: LoadedVersion, slots: tuple[int, int]) -> ModelReady:
-    return ModelReady(
-        index=index,
-        name=loaded.found.name,
-        version=loaded.found.version,
-        description=loaded.description,
-        inputs=loaded.inputs,
-        outputs=loaded.outputs,
-        input=loaded.input,
-        classification=loaded.classification,
-        capacity=loaded.capacity,
-        slots=slots,
-        max_batch_size=loaded.setup.max_batch_size,
-        instances=len(loaded.setup.instances),
-        threads=loaded.setup.threads,
-    )

@@ -21,7 +21,6 @@ from models.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     NUMPY_OF,
-    Classification,
     Golden,
     ImageInput,
     Manifest,
@@ -34,6 +33,7 @@ from models.manifest import (
     read_manifest,
 )
 from service.batching.arena import create_arena, row_bytes
+from service.batching.link import ModelFacts
 from service.engine.instance import Instance
 from service.engine.session import Device, RunFailed, Session, UnservableModel
 from service.engine.tune import Setup, choose_setup
@@ -66,13 +66,7 @@ class FoundVersion:
 class LoadedVersion:
     """Ready to serve: loaded, warm, its golden rows replayed. `arena_fd` is the owner's to close."""
 
-    found: FoundVersion
-    description: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    input: ImageInput | TensorInput
-    classification: Classification | None
-    capacity: int
+    facts: ModelFacts
     arena_fd: int
     setup: Setup
     golden_rows: int
@@ -127,13 +121,19 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
             raise UnservableModel(f"a run failed while the model was warmed up: {error}") from error
         raise
     return LoadedVersion(
-        found=found,
-        description=manifest.description if manifest else first.description,
-        inputs=first.inputs,
-        outputs=first.outputs,
-        input=manifest.input if manifest else TensorInput(),
-        classification=manifest.classification if manifest else None,
-        capacity=capacity,
+        facts=ModelFacts(
+            name=found.name,
+            version=found.version,
+            description=manifest.description if manifest else first.description,
+            inputs=first.inputs,
+            outputs=first.outputs,
+            input=manifest.input if manifest else TensorInput(),
+            classification=manifest.classification if manifest else None,
+            capacity=capacity,
+            max_batch_size=setup.max_batch_size,
+            instances=len(setup.instances),
+            threads=setup.threads,
+        ),
         arena_fd=arena_fd,
         setup=setup,
         golden_rows=_row_count(golden) if golden else 0,

@@ -15,7 +15,8 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Redirect
 from msgspec import Struct
 
-from service.batching.client import Client, ServedModel
+from service.batching.claim import ServedModel
+from service.batching.client import Client
 from service.errors import ModelNotReady
 
 EXTENSIONS = ["binary_tensor_data"]
@@ -109,7 +110,7 @@ async def server_metadata() -> ServerMetadata:
 
 @get("/v2/models", tags=["metadata"], summary="Names of the models that answer")
 async def model_names(state: State) -> ModelNames:
-    return ModelNames(sorted({model.description.name for model in state.client.models()}))
+    return ModelNames(sorted({model.facts.name for model in state.client.models()}))
 
 
 @get(
@@ -147,19 +148,19 @@ def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
 
 
 def _metadata(client: Client, model: ServedModel) -> ModelMetadata:
-    description = model.description
+    facts = model.facts
     return ModelMetadata(
-        name=description.name,
-        versions=client.versions(description.name),
+        name=facts.name,
+        versions=client.versions(facts.name),
         platform=_PLATFORM,
-        inputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in description.inputs],
-        outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in description.outputs],
+        inputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.inputs],
+        outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.outputs],
         parameters={
-            "version": description.version,
-            "description": description.description,
-            "labels": list(description.classification.labels) if description.classification else [],
-            "max_batch_size": description.max_batch_size,
-            "instances": description.instances,
-            "threads": description.threads,
+            "version": facts.version,
+            "description": facts.description,
+            "labels": list(facts.classification.labels) if facts.classification else [],
+            "max_batch_size": facts.max_batch_size,
+            "instances": facts.instances,
+            "threads": facts.threads,
         },
     )

@@ -23,7 +23,8 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.static_files import create_static_files_router
 from litestar.types import HTTPScope, Message, Receive, Scope, Send
 
-from service.batching.client import Client, ServedModel
+from service.batching.claim import ServedModel
+from service.batching.client import Client
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
 from service.frontend import admin
 from service.frontend.http import (
@@ -108,7 +109,7 @@ class Frontend:
             answer.headers.append(_CLOSE)
         await send_answer(send, request, answer)
         seconds = (time.monotonic_ns() - request.received_at) / 1e9
-        self._metrics.request_answered(model.description if model else None, answer.status, seconds, request.timings)
+        self._metrics.request_answered(model.facts if model else None, answer.status, seconds, request.timings)
 
     def _predict(self, model: ServedModel, request: Request, body: bytes, deadline: int) -> Awaitable[Answer]:
         return predict(self._client, model, request, body, deadline, self._settings.images)

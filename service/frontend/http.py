@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from litestar.types import Receive, Scope, Send
 
-from service.batching.client import Timings
+from service.batching.claim import Timings
 from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
 
 JSON = b"application/json"  # without a charset: some protocol clients compare the whole value

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from models.manifest import TensorSpec
 from service.batching.arena import RowBytes
-from service.batching.client import Claim, Client, ServedModel
+from service.batching.claim import Claim, ServedModel
+from service.batching.client import Client
 from service.errors import MalformedRequest, WrongTensor
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
 from service.frontend.tensors import (
@@ -73,7 +74,7 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
     if header_length is None:
         return _parse_raw(model, body)
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
-    specs = {spec.name: spec for spec in model.description.inputs}
+    specs = {spec.name: spec for spec in model.facts.inputs}
     binary = memoryview(body)[header_length:]
     rows: dict[str, RowBytes] = {}
     counts: dict[str, int] = {}
@@ -99,7 +100,7 @@ def write(parsed: Parsed, claim: Claim) -> None:
 
 
 def encode(parsed: Parsed, claim: Claim) -> Answer:
-    description = claim.model.description
+    facts = claim.model.facts
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for spec, binary in ((wanted.spec, wanted.binary) for wanted in parsed.wanted):
@@ -112,7 +113,7 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
         else:
             output["data"] = to_json(array)
         outputs.append(output)
-    answer = {"model_name": description.name, "model_version": description.version, "outputs": outputs}
+    answer = {"model_name": facts.name, "model_version": facts.version, "outputs": outputs}
     if parsed.id:
         answer["id"] = parsed.id
     head = msgspec.json.encode(answer)
@@ -144,11 +145,11 @@ def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
 
 
 def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
-    inputs = model.description.inputs
+    inputs = model.facts.inputs
     if len(inputs) != 1:
-        raise WrongTensor(f"a raw body needs a model with 1 input; {model.description.name!r} has {len(inputs)}")
+        raise WrongTensor(f"a raw body needs a model with 1 input; {model.facts.name!r} has {len(inputs)}")
     n_items = items_in(inputs[0], len(body))
-    wanted = [Wanted(spec, True) for spec in model.description.outputs]
+    wanted = [Wanted(spec, True) for spec in model.facts.outputs]
     return Parsed("", {inputs[0].name: check_bytes(inputs[0], body, n_items)}, n_items, wanted)
 
 
@@ -170,7 +171,7 @@ def _rows(spec: TensorSpec, given: InferInput, binary: memoryview, n_items: int)
 
 def _wanted(model: ServedModel, request: InferRequest) -> list[Wanted]:
     all_binary = request.parameters.get("binary_data_output", False) is True
-    specs = {spec.name: spec for spec in model.description.outputs}
+    specs = {spec.name: spec for spec in model.facts.outputs}
     if not request.outputs:
         return [Wanted(spec, all_binary) for spec in specs.values()]
     wanted: dict[str, Wanted] = {}

@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from models.manifest import ImageInput, TensorSpec
 from service.batching.arena import RowBytes
-from service.batching.client import Claim, Client, ServedModel
+from service.batching.claim import Claim, ServedModel
+from service.batching.client import Client
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
@@ -58,11 +59,11 @@ async def predict(
 async def _run(claim: Claim, request: Request, deadline: int, top_k: int) -> Answer:
     request.decoded()
     request.timings = await claim.run(deadline)
-    description = claim.model.description
+    facts = claim.model.facts
     answer = {
-        "model": description.name,
-        "version": description.version,
-        "predictions": _labelled(claim, top_k) if description.classification else _plain(claim),
+        "model": facts.name,
+        "version": facts.version,
+        "predictions": _labelled(claim, top_k) if facts.classification else _plain(claim),
     }
     return Answer(msgspec.json.encode(answer))
 
@@ -72,7 +73,7 @@ def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
     media_type = content_type.split(b";", 1)[0].strip().lower()
     if media_type == b"application/json":
         return "json"
-    takes_images = isinstance(model.description.input, ImageInput)
+    takes_images = isinstance(model.facts.input, ImageInput)
     if media_type in _UNSPECIFIC or media_type.startswith(b"image/"):
         if takes_images and (media_type.startswith(b"image/") or looks_like_image(body)):
             return "image"
@@ -86,7 +87,7 @@ def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
 
 
 async def _write_image(claim: Claim, body: bytes, limits: Images) -> None:
-    target = claim.model.description.input
+    target = claim.model.facts.input
     assert isinstance(target, ImageInput), "bug: an image for a model that takes none"
     image = open_image(body, limits.max_pixels)
     if image.width * image.height >= limits.decode_in_thread_pixels:
@@ -109,18 +110,18 @@ def _rows(spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
 
 
 def _only_input(model: ServedModel) -> TensorSpec:
-    inputs = model.description.inputs
+    inputs = model.facts.inputs
     if len(inputs) != 1:
         raise WrongTensor(
-            f"model {model.description.name!r} has {len(inputs)} inputs; /predict serves models with one, "
-            f"/v2/models/{model.description.name}/infer all"
+            f"model {model.facts.name!r} has {len(inputs)} inputs; /predict serves models with one, "
+            f"/v2/models/{model.facts.name}/infer all"
         )
     return inputs[0]
 
 
 def _labelled(claim: Claim, top_k: int) -> list[dict[str, Any]]:
     """The most probable labels of each item, best first."""
-    classification = claim.model.description.classification
+    classification = claim.model.facts.classification
     assert classification is not None, "bug: labels for a model that has none"
     predictions = []
     for row in claim.read(classification.output).tolist():
@@ -136,7 +137,7 @@ def _descending(entry: tuple[float, str]) -> float:
 
 def _plain(claim: Claim) -> list[dict[str, Any]]:
     """Every output of each item, flat."""
-    outputs = {spec.name: claim.read(spec.name) for spec in claim.model.description.outputs}
+    outputs = {spec.name: claim.read(spec.name) for spec in claim.model.facts.outputs}
     return [{name: to_json(array[i]) for name, array in outputs.items()} for i in range(len(claim.slots))]
 
 

@@ -15,15 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from models.manifest import TensorInput, TensorSpec
 from service.batching.arena import create_arena
-from service.batching.client import Claim, Client
-from service.batching.link import ANSWER, Kind, ModelReady, ModelsLoaded, Status, link_pair
+from service.batching.claim import Claim
+from service.batching.client import Client
+from service.batching.link import ANSWER, Kind, ModelFacts, ModelReady, ModelsLoaded, Status, link_pair
 from service.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
 
 CAPACITY = 8
 INPUTS = (TensorSpec("x", "INT64", (-1, 2)),)
 OUTPUTS = (TensorSpec("y", "INT64", (-1,)),)
-READY = ModelReady(
-    index=0,
+FACTS = ModelFacts(
     name="m",
     version="1",
     description="",
@@ -32,11 +32,11 @@ READY = ModelReady(
     input=TensorInput(),
     classification=None,
     capacity=CAPACITY,
-    slots=(0, CAPACITY),
     max_batch_size=4,
     instances=1,
     threads=1,
 )
+READY = ModelReady(0, (0, CAPACITY), FACTS)
 
 
 class SlotMachine(RuleBasedStateMachine):

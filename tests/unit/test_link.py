@@ -15,6 +15,7 @@ from service.batching.link import (
     Kind,
     Link,
     LinkClosed,
+    ModelFacts,
     ModelFailed,
     ModelReady,
     ModelsLoaded,
@@ -36,7 +37,7 @@ def open_descriptors() -> int:
 
 def ready(name: str) -> ModelReady:
     spec = (TensorSpec("x", "FP32", (-1, 3)),)
-    return ModelReady(0, name, "1", "", spec, spec, TensorInput(), None, 4, (0, 4), 4, 1, 1)
+    return ModelReady(0, (0, 4), ModelFacts(name, "1", "", spec, spec, TensorInput(), None, 4, 4, 1, 1))
 
 
 def test_commits_arrive_as_they_were_sent() -> None:

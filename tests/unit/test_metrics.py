@@ -3,11 +3,11 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.manifest import TensorInput
-from service.batching.client import Timings
-from service.batching.link import ModelReady
+from service.batching.claim import Timings
+from service.batching.link import ModelFacts
 from service.metrics import RawHistogram, RequestMetrics, exposition
 
-MODEL = ModelReady(0, "mnist", "3", "", (), (), TensorInput(), None, 1, (0, 1), 1, 1, 1)
+MODEL = ModelFacts("mnist", "3", "", (), (), TensorInput(), None, 1, 1, 1, 1)
 
 
 def samples(metrics: RequestMetrics) -> dict[tuple[str, ...], float]:

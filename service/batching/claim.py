@@ -1,0 +1,137 @@
+"""One request's hold on slots, from claim to release, and the model whose slots they are.
+
+    claimed ──run──► committed ──answered──► all answered ──exit──► free
+       └──exit──► free    └──exit──► abandoned ──all answered──► free       the engine may still write those rows
+
+Touched by the event loop's thread alone. `client.py` makes claims and tells them what the engine answered.
+Checked by tests/property/test_slots.py.
+"""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy.typing as npt
+
+from service.batching.arena import Arena, RowBytes, SlotIndex
+from service.batching.link import Answer, ModelFacts, Status
+from service.errors import DeadlineExceeded, EngineError
+
+DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
+
+Commit = Callable[["Claim", int], "asyncio.Future[Timings]"]
+"""Register the claim's slots and send their numbers, with a priority."""
+
+
+class Timings(NamedTuple):
+    """Of the slowest of a request's items: waited, ran, and how many ran together."""
+
+    queue_us: int
+    compute_us: int
+    batch_size: int
+
+
+class ServedModel:
+    """A ready version as this frontend sees it: what it is, its rows, and which of its slots are free."""
+
+    def __init__(self, facts: ModelFacts, index: int, slots: tuple[int, int], arena: Arena) -> None:
+        self.facts = facts
+        self.index = index
+        self.inputs = arena.inputs
+        self.outputs = arena.outputs
+        first, end = slots
+        self.capacity = end - first
+        self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
+        self.owners: dict[int, Claim] = {}
+
+    @property
+    def in_flight(self) -> int:
+        return self.capacity - len(self.free)
+
+
+class Claim:
+    """Slots of one request, from claim to release."""
+
+    __slots__ = (
+        "_commit",
+        "_committed",
+        "_future",
+        "_released",
+        "_timings",
+        "deadline",
+        "model",
+        "slots",
+        "unanswered",
+    )
+
+    def __init__(self, model: ServedModel, slots: list[SlotIndex], commit: Commit) -> None:
+        self.model = model
+        self.slots = slots
+        self.deadline = 0
+        self._commit = commit
+        self._committed = False
+        self._released = False
+        self.unanswered = 0
+        self._future: asyncio.Future[Timings] | None = None
+        self._timings = Timings(0, 0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._released = True
+        if not self.unanswered:
+            self._free()
+
+    def write(self, name: str, rows: RowBytes) -> None:
+        """The input's items in the order of the slots."""
+        self.model.inputs[name].write(self.slots, rows)
+
+    def read(self, name: str) -> npt.NDArray[Any]:  # Any: the element type is the tensor's
+        """The output's items, [n, elements of an item]; valid until release."""
+        if len(self.slots) == 1:
+            slot = self.slots[0]
+            return self.model.outputs[name].array[slot : slot + 1]
+        return self.model.outputs[name].array[self.slots]
+
+    def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
+        """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.
+
+        deadline   monotonic ns; items still waiting then are not run
+        """
+        assert not self._committed, "bug: a claim is committed once"
+        self._committed = True
+        self.deadline = deadline
+        self.unanswered = len(self.slots)
+        self._future = self._commit(self, priority)
+        return self._future
+
+    def answered(self, answer: Answer) -> None:
+        self.unanswered -= 1
+        if answer.status != Status.OK:
+            self.fail(_ERRORS[answer.status]())
+        if answer.queue_us >= self._timings.queue_us:
+            self._timings = Timings(answer.queue_us, answer.compute_us, answer.batch_size)
+        if self.unanswered:
+            return
+        if self._future is not None and not self._future.done():
+            self._future.set_result(self._timings)
+        if self._released:
+            self._free()
+
+    def fail(self, error: Exception) -> None:
+        """Give up waiting; slots that the engine still holds stay held."""
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(error)
+
+    def _free(self) -> None:
+        self.model.free.extend(reversed(self.slots))
+
+
+_ERRORS: dict[int, Callable[[], Exception]] = {
+    Status.FAILED: lambda: EngineError("the model failed on this input"),
+    Status.EXPIRED: lambda: DeadlineExceeded("the deadline passed while the request waited for its turn"),
+}
