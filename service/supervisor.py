@@ -136,7 +136,7 @@ def _drain_on_signals(server: uvicorn.Server, frontend: Frontend, delay_s: float
 async def _announce(client: Client, settings: Settings, port: int, say: Callable[[str], None]) -> None:
     """Once models are loaded, say where to look; and keep the garbage collector away from what lives for ever."""
     await client.loaded.wait()
-    # The collector, not the server, makes the tail: with this, p99 at 64 clients fell from 24 to 6 ms.
+    # A full collection walks everything that was ever imported; frozen, it is not walked again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
@@ -152,6 +152,7 @@ async def _end_with_engine(client: Client, server: uvicorn.Server) -> None:
 
 def _where_to_look(client: Client, settings: Settings, port: int) -> Iterator[str]:
     host = "localhost" if settings.server.host in ("0.0.0.0", "127.0.0.1", "::") else settings.server.host  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{port}"
     yield f"Shoal serves on {url}"
     for model in client.models():

@@ -38,11 +38,11 @@ REGION_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector load
 class Region:
     """One tensor's rows. Slots are given in the order of the items.
 
-    array   [capacity, elements of an item], a view. Items lie flat: numpy copies such a row as one block, and one of
-            shape [28, 28, 1] element by element, which for 784 bytes takes 40 us.
+    array   [capacity, elements of an item], a view
 
     Rows are copied through memoryviews. numpy gives the interpreter's lock away to copy more than 500 elements, and
-    under load waits longer to get it back (10 us in the median) than the copy takes.
+    where other threads wait for it, one of them runs first: 12 us for a row of 784 bytes, against 0.8
+    (loadtests/records/2026-11-23_row-copies).
     """
 
     def __init__(self, mapping: mmap.mmap, spec: TensorSpec, offset: int, capacity: int) -> None:

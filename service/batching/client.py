@@ -7,8 +7,7 @@
     the slots are free again: at once, or, where the wait was given up, when the engine has answered them
 
 Runs in the event loop's thread alone, so there are no locks. One send per turn of the loop, however many items it
-carries: the system call is a third of what a small request costs. Futures are registered before slots are sent: the
-answer can be there before `send` returns.
+carries. Futures are registered before slots are sent: the answer can be there before `send` returns.
 Checked by tests/property/test_slots.py and tests/integration/test_batching.py.
 """
 

@@ -35,6 +35,8 @@ from service.engine.session import UnservableModel
 
 log = logging.getLogger(__name__)
 
+_STOP_SECONDS = 10.0
+
 
 @dataclass
 class _Model:
@@ -90,14 +92,20 @@ class Engine:
             thread.start()
 
     def stop(self) -> None:
-        """End after the batches that run now. Items still waiting are not answered; their frontends see end of file."""
+        """End after the batches that run now. Items still waiting are not answered; their frontends see end of file.
+
+        A run or a load that does not end within `_STOP_SECONDS` is left behind: its thread does not hold the process.
+        """
         with self._mutex:
             self._stopping = True
         self._ring()
+        give_up_at = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
-        self._leave()
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+        if running := [thread.name for thread in self._threads if thread.is_alive()]:
+            log.warning("%s still busy after %g s; the process ends without it", ", ".join(running), _STOP_SECONDS)
+        else:
+            self._leave()
 
     # ── executors ────────────────────────────────────────────────────────────────────────────────────────────────
 

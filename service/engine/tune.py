@@ -18,7 +18,7 @@ from pathlib import Path
 from service.engine.instance import Instance
 
 CLEARLY_FASTER = 1.1  # else more instances of fewer threads: they are better at small batches, which are usual
-GOOD_ENOUGH = 0.95  # measurements of 30 ms on a busy machine repeat to about 5 %
+GOOD_ENOUGH = 0.95  # two measurements of the same thing differ by a few percent
 LONG_ENOUGH_S = 0.005  # hand-overs, taking and answering cost a batch some tenths of a millisecond outside its run
 _PROBE_SECONDS = 0.03
 _PROBE_BATCH = 8

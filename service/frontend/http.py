@@ -74,7 +74,7 @@ class Request:
         declared = self.headers.get(b"content-length")
         if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
             raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
-        # By hand: asyncio.timeout costs 8 us, more than the decoding of a small body.
+        # By hand: asyncio.timeout costs four times as much (loadtests/records/2026-11-23_row-copies).
         # The loop is given: to find it, asyncio asks the kernel for the process id (Python 3.11), twice a request.
         task = asyncio.current_task(self._loop)
         assert task is not None, "bug: a request outside a task"

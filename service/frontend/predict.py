@@ -32,7 +32,6 @@ _MOST_DIGITS = 9  # more labels than any model has; Python refuses to read numbe
 # What curl, browsers and HTTP libraries send when nobody told them what a body is.
 _UNSPECIFIC = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
 
-
 # Two at a time: a large image takes up to 8 bytes a pixel while it is decoded.
 _large_decodes = ThreadPoolExecutor(2, thread_name_prefix="shoal-decode")
 
@@ -50,7 +49,7 @@ async def predict(
         with client.claim(model, 1) as claim:  # before decoding: a full server must not decode what it will refuse
             await _write_image(claim, body, images)
             return await _run(claim, request, deadline, top_k)
-    rows, n_items = _rows(_only_input(model), kind, body)
+    rows, n_items = _rows(model, kind, body)
     with client.claim(model, n_items) as claim:
         claim.write(_only_input(model).name, rows)
         return await _run(claim, request, deadline, top_k)
@@ -97,8 +96,9 @@ async def _write_image(claim: Claim, body: bytes, limits: Images) -> None:
     claim.write(_only_input(claim.model).name, pixels.tobytes())
 
 
-def _rows(spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
+def _rows(model: ServedModel, kind: str, body: bytes) -> tuple[RowBytes, int]:
     """The rows and how many they are."""
+    spec = _only_input(model)
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
         return rows_from_json(spec, request.instances, None, "instances")
@@ -106,6 +106,8 @@ def _rows(spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
         n_items = items_in(spec, len(body))
         return check_bytes(spec, body, n_items), n_items
     except WrongTensor as error:
+        if not isinstance(model.facts.input, ImageInput):
+            raise
         raise WrongTensor(f"the body is neither an image ({', '.join(FORMATS)}) nor raw rows: {error}") from error
 
 
