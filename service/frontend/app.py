@@ -20,7 +20,6 @@ from litestar import Request as LitestarRequest
 from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
-from litestar.static_files import create_static_files_router
 from litestar.types import HTTPScope, Message, Receive, Scope, Send
 
 from service.batching.claim import ServedModel
@@ -37,7 +36,7 @@ from service.frontend.http import (
     server_timing,
 )
 from service.frontend.infer import infer
-from service.frontend.openapi import STATIC, add_predictions, openapi_config
+from service.frontend.openapi import add_predictions, openapi_config, page_file
 from service.frontend.predict import predict
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
@@ -129,7 +128,7 @@ def _litestar(client: Client, health: admin.Health, metrics: RequestMetrics) -> 
             admin.model_metadata,
             admin.model_ready,
             admin.metrics_handler(exposition(metrics)),
-            create_static_files_router("/static", [STATIC], include_in_schema=False, cache_control=None),
+            page_file,
         ],
         state=State({"client": client, "health": health}),
         openapi_config=openapi_config(package_version("shoal")),
