@@ -94,10 +94,10 @@ def _measure(repository: Path, cores: int, options: argparse.Namespace) -> Model
     return ModelResult(name, digest_file(model).sha256, setup, checked, bare_runs, served)
 
 
-def _run_bare(model: Path, rows: bare.Array, cores: int, seconds: float, when: str) -> list[BareRun]:
+def _run_bare(model: Path, rows: bare.Array, cores: int, seconds: float, when: record.When) -> list[BareRun]:
     runs = []
     for result in bare.measure(model, rows, cores, seconds):
-        runs.append(BareRun("before" if when == "before" else "after", result))
+        runs.append(BareRun(when, result))
         print(
             f"  bare       batch {result.batch:<3}    {digits(result.items / result.seconds):>7} items/s"
             f"{'':41}CPU {digits(1e6 * result.cpu_seconds / result.items):>5} µs/item",

@@ -28,6 +28,9 @@ from loadtests.wrk import Load
 _PACKAGES = ("onnxruntime", "numpy", "litestar", "uvicorn", "uvloop", "httptools", "msgspec", "pillow")
 
 
+When = Literal["before", "after"]
+
+
 class Machine(Struct, frozen=True):
     """`cores` are those this process may use; `load_before` is the one-minute load average at the start."""
 
@@ -39,7 +42,7 @@ class Machine(Struct, frozen=True):
 
 
 class BareRun(Struct, frozen=True):
-    when: Literal["before", "after"]
+    when: When
     result: Bare
 
 

@@ -46,10 +46,9 @@ from training.verify import Verified
 CHECKPOINT_FILE = "checkpoint.pt"
 HISTORY_FILE = "history.json"
 
-# Golden rows are answered by other devices than the one that wrote them. float32 summed in another order differs by
-# 1e-5. A GPU that multiplies in TF32 rounds every factor to 10 bits of mantissa: doing so to mnist/1 on a CPU moved the
-# logits of 1,000 test images, up to 5, by 0.003 at most, and the probabilities by 0.001. A wrong graph moves them by
-# whole units.
+# Golden rows are answered by other devices than the one that wrote them. A GPU that multiplies in TF32 rounds every
+# factor to 10 bits of mantissa: doing so to mnist/1 on a CPU moved the logits of 1,000 test images, up to 5, by 0.003
+# at most, and the probabilities by 0.001 (loadtests/records/2026-11-23_tf32). A wrong graph moves them by whole units.
 TOLERANCE = Tolerance(absolute=1e-2, relative=1e-2)
 
 

@@ -4,6 +4,7 @@ loop.py         executors take turns at the links, take a batch, run it, answer
 run.py          a batch, or where it fails, its halves
 instance.py     one loaded copy of a model: gather rows, run, scatter rows
 session.py      onnxruntime behind a small face
+loader.py       loads the repository, version by version
 repository.py   finds versions, and lets one serve only after digests, warm-up and golden rows
 tune.py         picks instances, threads and batch size by measuring
 """

@@ -23,15 +23,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from service.batching.link import ANSWER, Kind, Link, LinkClosed, ModelFailed, ModelReady, ModelsLoaded, Status
+from service.batching.link import ANSWER, Kind, Link, LinkClosed, ModelFailed, ModelReady, ModelsLoaded
 from service.batching.policy import Limits, WaitingItem, WaitingQueue
 from service.engine.instance import Instance
-from service.engine.repository import FoundVersion, ModelSettings, find_versions, load_version
-from service.engine.run import Result, run_batch
-from service.engine.session import UnservableModel
+from service.engine.loader import load_all
+from service.engine.repository import LoadedVersion, ModelSettings
+from service.engine.run import Result, expire, run_batch
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ class _Model:
     """A ready version. `idle` are the instances that nobody runs."""
 
     index: int
-    name: str
     limits: Limits
     idle: list[Instance]
     waiting: WaitingQueue = field(default_factory=WaitingQueue)
@@ -112,10 +112,10 @@ class Engine:
     def _execute(self) -> None:
         finished: _Work | None = None
         while (work := self._next_work(finished)) is not None:
-            results = [Result(item, Status.EXPIRED, 0, 0, 0, False) for item in work.expired]
+            results = expire(work.expired)
             if work.instance is not None:
                 results += run_batch(work.instance, work.batch)
-            self._answer(work.model.index, results)
+            self._answer(work.model, results)
             finished = work
         self._ring()  # the next one, so that all see the end
 
@@ -192,38 +192,32 @@ class Engine:
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _answer(self, model: int, results: list[Result]) -> None:
+    def _answer(self, model: _Model, results: list[Result]) -> None:
         by_frontend: dict[int, list[bytes]] = {}
         for item, status, queue_us, compute_us, batch, first in results:
-            record = ANSWER.pack(Kind.ANSWER, status, model, item.slot, queue_us, compute_us, batch, first, 0)
+            record = ANSWER.pack(Kind.ANSWER, status, model.index, item.slot, queue_us, compute_us, batch, first, 0)
             by_frontend.setdefault(item.frontend, []).append(record)
         for frontend, records in by_frontend.items():
-            if (link := self._links.get(frontend)) is None:
-                continue
-            try:
-                with self._sending[frontend]:
-                    link.send(b"".join(records))
-                    if link.wants_write:
-                        self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
-            except LinkClosed:
-                with self._mutex:
-                    self._drop_frontend(frontend)
+            self._send(frontend, partial(Link.send, records=b"".join(records)))
+
+    def _send(self, frontend: int, send: Callable[[Link], None]) -> None:
+        """Send to a frontend; what its socket does not take goes out when it is writable again."""
+        if (link := self._links.get(frontend)) is None:
+            return
+        try:
+            with self._sending[frontend]:
+                send(link)
+                if link.wants_write:
+                    self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        except LinkClosed:
+            with self._mutex:
+                self._drop_frontend(frontend)
 
     def _flush(self, frontend: int, link: Link) -> None:
         with self._sending[frontend]:
             link.flush()
             if not link.wants_write:
                 self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLET)
-
-    def _tell(self, frontend: int, event: ModelReady | ModelFailed | ModelsLoaded, arena: int | None = None) -> None:
-        if (link := self._links.get(frontend)) is None:
-            return
-        try:
-            with self._sending[frontend]:
-                link.send_event(event, arena)
-        except LinkClosed:
-            with self._mutex:
-                self._drop_frontend(frontend)
 
     def _drop_frontend(self, frontend: int) -> None:
         """Forget a frontend that is gone. Called with the mutex held; twice does no harm."""
@@ -239,47 +233,30 @@ class Engine:
     # ── loading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _load_all(self) -> None:
-        try:
-            found = find_versions(self._repository)
-        except UnservableModel as error:
-            log.error("%s", error)
-            found = []
-        for version in found:
+        for loaded in load_all(self._repository, self._settings):
             if self._stopping:
                 return
-            self._load(version)
-        for frontend in range(self._n_frontends):
-            self._tell(frontend, ModelsLoaded())
-
-    def _load(self, found: FoundVersion) -> None:
-        try:
-            loaded = load_version(found, self._settings)
-        except Exception as error:  # whatever a version does to us, the others serve
-            if isinstance(error, UnservableModel):
-                log.error("model %s version %s is not served: %s", found.name, found.version, error)
-                reason = str(error)
+            if isinstance(loaded, ModelFailed):
+                self._tell_all(loaded)
             else:
-                log.exception("model %s version %s is not served", found.name, found.version)
-                reason = f"it could not be loaded: {error!r}"
-            for frontend in range(self._n_frontends):
-                self._tell(frontend, ModelFailed(found.name, found.version, reason))
-            return
-        setup = loaded.setup
-        log.info(
-            "model %s version %s is ready after %.2f s: %d instances x %d threads, batches up to %d (%.0f items/s), "
-            "%d golden rows",
-            *(found.name, found.version, loaded.seconds, len(setup.instances), setup.threads, setup.max_batch_size),
-            *(setup.rates[setup.max_batch_size], loaded.golden_rows),
-        )
+                self._serve(loaded)
+        self._tell_all(ModelsLoaded())
+
+    def _serve(self, loaded: LoadedVersion) -> None:
+        """Take the version in, and give every frontend its share of the slots."""
         with self._mutex:
             index = len(self._models)
-            limits = Limits(setup.max_batch_size, self._max_queue_delay_us)
-            self._models[index] = _Model(index, found.name, limits, list(setup.instances))
+            limits = Limits(loaded.setup.max_batch_size, self._max_queue_delay_us)
+            self._models[index] = _Model(index, limits, list(loaded.setup.instances))
         share = loaded.facts.capacity // self._n_frontends
         for frontend in range(self._n_frontends):
-            slots = frontend * share, (frontend + 1) * share
-            self._tell(frontend, ModelReady(index, slots, loaded.facts), loaded.arena_fd)
+            ready = ModelReady(index, (frontend * share, (frontend + 1) * share), loaded.facts)
+            self._send(frontend, partial(Link.send_event, event=ready, descriptor=loaded.arena_fd))
         os.close(loaded.arena_fd)
+
+    def _tell_all(self, event: ModelFailed | ModelsLoaded) -> None:
+        for frontend in range(self._n_frontends):
+            self._send(frontend, partial(Link.send_event, event=event))
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -23,6 +23,12 @@ class Result(NamedTuple):
     first: bool
 
 
+def expire(items: list[WaitingItem]) -> list[Result]:
+    """Answers for items whose deadline passed while they waited."""
+    now = time.monotonic_ns()
+    return [Result(item, Status.EXPIRED, (now - item.committed_at) // 1000, 0, 0, False) for item in items]
+
+
 def run_batch(instance: Instance, batch: list[WaitingItem]) -> list[Result]:
     """Run a batch; where it fails, its halves, until the items that make it fail stand alone."""
     taken_at = time.monotonic_ns()

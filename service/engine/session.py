@@ -9,11 +9,10 @@ Settings that matter for many small batches, from onnxruntime's own issues and o
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from models.manifest import NUMPY_OF, Datatype, TensorSpec
+from models.manifest import Datatype, TensorSpec
 
 Device = Literal["cpu", "cuda"]
 
@@ -88,10 +87,6 @@ def default_device() -> Device:
     """CUDA where this onnxruntime has it and the driver shows a device; the package alone lists CUDA without one."""
     has_driver = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
     return "cuda" if has_driver and "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
-
-
-def zero_feeds(specs: tuple[TensorSpec, ...], n: int) -> dict[str, npt.NDArray[Any]]:
-    return {spec.name: np.zeros((n, *spec.shape[1:]), NUMPY_OF[spec.datatype]) for spec in specs}
 
 
 def _spec(node: Any, side: str) -> TensorSpec:  # Any: onnxruntime's NodeArg is untyped

@@ -18,9 +18,8 @@ from typing import Any
 from litestar import Litestar, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import State
-from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
-from litestar.types import HTTPScope, Message, Receive, Scope, Send
+from litestar.types import HTTPScope, Message, Receive, Send
 
 from service.batching.claim import ServedModel
 from service.batching.client import Client
@@ -48,7 +47,7 @@ Handler = Callable[[ServedModel, Request, bytes, int], Awaitable[Answer]]
 
 
 class Frontend:
-    """An ASGI application, for the event loop it is made in. `health` is the supervisor's to change."""
+    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
 
     def __init__(self, client: Client, settings: Settings, metrics: RequestMetrics) -> None:
         self.health = admin.Health()
@@ -58,10 +57,7 @@ class Frontend:
         self._loop = asyncio.get_running_loop()
         self._litestar = _litestar(client, self.health, metrics)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:  # lifespan; there are no web sockets here
-            await self._litestar(scope, receive, send)
-            return
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, self._loop)
         match scope["path"].split("/"):
             case ["", "predict", name]:

@@ -22,7 +22,7 @@ from service.batching.client import Client
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
-from service.frontend.tensors import check_bytes, items_in, rows_from_json, to_json
+from service.frontend.tensors import items_in, rows_from_json, to_json
 from service.settings import Images
 
 DEFAULT_TOP_K = 5
@@ -45,13 +45,14 @@ async def predict(
 ) -> Answer:
     top_k = _top_k(request.query)
     kind = _kind(model, request.headers.get(b"content-type", b""), body)
-    if kind == "image":
+    spec = _only_input(model)
+    if isinstance(model.facts.input, ImageInput) and kind == "image":
         with client.claim(model, 1) as claim:  # before decoding: a full server must not decode what it will refuse
-            await _write_image(claim, body, images)
+            claim.write(spec.name, await _pixels(body, model.facts.input, images))
             return await _run(claim, request, deadline, top_k)
-    rows, n_items = _rows(model, kind, body)
+    rows, n_items = _rows(model, spec, kind, body)
     with client.claim(model, n_items) as claim:
-        claim.write(_only_input(model).name, rows)
+        claim.write(spec.name, rows)
         return await _run(claim, request, deadline, top_k)
 
 
@@ -85,26 +86,23 @@ def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
     )
 
 
-async def _write_image(claim: Claim, body: bytes, limits: Images) -> None:
-    target = claim.model.facts.input
-    assert isinstance(target, ImageInput), "bug: an image for a model that takes none"
+async def _pixels(body: bytes, target: ImageInput, limits: Images) -> RowBytes:
+    """The row of an image. Raises MalformedImage."""
     image = open_image(body, limits.max_pixels)
     if image.width * image.height >= limits.decode_in_thread_pixels:
         pixels = await asyncio.get_running_loop().run_in_executor(_large_decodes, render, image, target)
     else:
         pixels = render(image, target)
-    claim.write(_only_input(claim.model).name, pixels.tobytes())
+    return pixels.tobytes()
 
 
-def _rows(model: ServedModel, kind: str, body: bytes) -> tuple[RowBytes, int]:
+def _rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
     """The rows and how many they are."""
-    spec = _only_input(model)
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
         return rows_from_json(spec, request.instances, None, "instances")
     try:
-        n_items = items_in(spec, len(body))
-        return check_bytes(spec, body, n_items), n_items
+        return body, items_in(spec, body)
     except WrongTensor as error:
         if not isinstance(model.facts.input, ImageInput):
             raise

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from models.manifest import NUMPY_OF, Datatype, TensorSpec
+from models.manifest import NUMPY_OF, TensorSpec
 from service.batching.arena import RowBytes, row_bytes
 from service.errors import WrongTensor
 
@@ -70,16 +70,16 @@ def check_bytes(spec: TensorSpec, data: RowBytes, n: int) -> RowBytes:
         raise WrongTensor(
             f"input {spec.name!r} has {len(data)} bytes; expected {expected} for shape {[n, *spec.shape[1:]]}"
         )
-    if spec.datatype == "BOOL" and (largest := int(np.frombuffer(data, np.uint8).max())) > 1:
-        raise WrongTensor(f"input {spec.name!r} has a byte of {largest}; expected 0 or 1 for BOOL")
+    _check_truth(spec, data)
     return data
 
 
-def items_in(spec: TensorSpec, n_bytes: int) -> int:
-    """How many whole rows so many bytes are. Raises WrongTensor."""
-    size = row_bytes(spec)
+def items_in(spec: TensorSpec, data: RowBytes) -> int:
+    """How many whole rows the bytes are. Raises WrongTensor."""
+    size, n_bytes = row_bytes(spec), len(data)
     if n_bytes == 0 or n_bytes % size:
         raise WrongTensor(f"{n_bytes} bytes; expected a multiple of {size}, the size of one {_item_text(spec)} item")
+    _check_truth(spec, data)
     return n_bytes // size
 
 
@@ -88,10 +88,16 @@ def to_json(array: Array) -> list[Any]:
     return array.ravel().tolist()
 
 
-def check_datatype(spec: TensorSpec, datatype: str) -> Datatype:
+def check_datatype(spec: TensorSpec, datatype: str) -> None:
+    """Raises WrongTensor."""
     if datatype != spec.datatype:
         raise WrongTensor(f"input {spec.name!r} has datatype {datatype}; expected {spec.datatype}")
-    return spec.datatype
+
+
+def _check_truth(spec: TensorSpec, data: RowBytes) -> None:
+    """onnxruntime computes with whatever byte a BOOL is. Raises WrongTensor."""
+    if spec.datatype == "BOOL" and (largest := int(np.frombuffer(data, np.uint8).max())) > 1:
+        raise WrongTensor(f"input {spec.name!r} has a byte of {largest}; expected 0 or 1 for BOOL")
 
 
 class _Element(NamedTuple):

@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from service.batching.claim import Timings
 from service.batching.client import Client, Observer
-from service.batching.link import ModelFacts, link_pair
+from service.batching.link import ModelFacts, ModelFailed, link_pair
 from service.engine.instance import Instance
 from service.engine.loop import Engine
 from service.errors import DeadlineExceeded, EngineDied, EngineError, ModelNotReady
@@ -220,3 +221,43 @@ async def test_starting_and_stopping_leaves_no_descriptor_and_no_thread(start: S
         async with start() as (_, client):
             await check(client, "tenfold", [1])
     assert left() == before
+
+
+async def test_events_that_a_full_link_did_not_take_arrive_once_it_is_read(repository: Path) -> None:
+    frontend_link, engine_link = link_pair()
+    n_fillers = 0
+    while not engine_link.wants_write:
+        engine_link.send_event(ModelFailed("filler", str(n_fillers), "x" * 1000))
+        n_fillers += 1
+    engine = Engine(repository, SETTINGS, 0, [engine_link])
+    engine.start()
+    await asyncio.to_thread(engine._threads[0].join)  # everything is loaded and told, to a frontend that does not read
+    client = Client(frontend_link)
+    await asyncio.wait_for(client.loaded.wait(), 10)
+    assert len(client.failures) == n_fillers
+    await check(client, "tenfold", [4])
+    client.close()
+    await asyncio.to_thread(engine.stop)
+
+
+async def test_an_item_that_expired_in_the_queue_says_how_long_it_waited(repository: Path) -> None:
+    waits: list[int] = []
+
+    class Watching(Observer):
+        def item_answered(self, model: ModelFacts, queue_us: int) -> None:
+            waits.append(queue_us)
+
+    frontend_link, engine_link = link_pair()
+    client = Client(frontend_link, Watching())
+    engine = Engine(repository, replace(SETTINGS, instances=1, cores=1, max_batch_size=1), 0, [engine_link])
+    engine.start()
+    await client.loaded.wait()
+    busy = asyncio.create_task(check(client, "slow", [1]))
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeadlineExceeded):
+        await ask(client, "slow", [2], lifetime_s=0.001)
+    await busy
+    await settled(client)
+    assert waits[-1] >= 1000
+    client.close()
+    await asyncio.to_thread(engine.stop)

@@ -1,0 +1,41 @@
+"""Loads what the repository holds, version by version, and hands on each as it is loaded, or the reason against it."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.batching.link import ModelFailed
+from service.engine.repository import FoundVersion, LoadedVersion, ModelSettings, find_versions, load_version
+from service.engine.session import UnservableModel
+
+log = logging.getLogger(__name__)
+
+
+def load_all(repository: Path, settings: ModelSettings) -> Iterator[LoadedVersion | ModelFailed]:
+    """The newest version of every model, as soon as it is loaded or refused."""
+    try:
+        found = find_versions(repository)
+    except UnservableModel as error:
+        log.error("%s", error)
+        return
+    for version in found:
+        yield _load(version, settings)
+
+
+def _load(found: FoundVersion, settings: ModelSettings) -> LoadedVersion | ModelFailed:
+    try:
+        loaded = load_version(found, settings)
+    except UnservableModel as error:
+        log.error("model %s version %s is not served: %s", found.name, found.version, error)
+        return ModelFailed(found.name, found.version, str(error))
+    except Exception as error:  # whatever a version does to us, the others serve
+        log.exception("model %s version %s is not served", found.name, found.version)
+        return ModelFailed(found.name, found.version, f"it could not be loaded: {error!r}")
+    setup = loaded.setup
+    log.info(
+        "model %s version %s is ready after %.2f s: %d instances x %d threads, batches up to %d (%.0f items/s), "
+        "%d golden rows",
+        *(found.name, found.version, loaded.seconds, len(setup.instances), setup.threads, setup.max_batch_size),
+        *(setup.rates[setup.max_batch_size], loaded.golden_rows),
+    )
+    return loaded
