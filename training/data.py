@@ -4,16 +4,18 @@
             ▲
             └── written once, after torchvision's download of the official files
 
-The digest in `Source` is what makes both ways equal, and what the manifest later says the model was trained on. Images
-stay uint8 until they are on the device: MNIST is 47 MB there, and a batch is an index, not a copy through a loader.
+The digest in `Source` is what makes both ways equal, and what the manifest later says the model was trained on. A
+table of a few hundred rows comes with the code (`training/tables`), and a user's own arrays come from `own_data`.
 Checked by tests/training/test_data.py.
 """
 
+import csv
 import hashlib
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,36 +27,43 @@ from training.vision import import_torchvision
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 SAMPLES = 1000
+AUTO_MPG_TABLE = Path(__file__).parent / "tables" / "auto_mpg.csv"
 
 Bytes = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]  # uint8 or float32
 
 
-class Source(Struct, frozen=True):
+class Source(Struct, frozen=True, kw_only=True):
     """What a data set is, before any of it is there.
 
-    shape    (height, width, channels)
-    sha256   over the bytes of train_x, train_y, test_x, test_y, in that order, all uint8
-    mean     per channel, of train_x in 0..255; `deviation` likewise
+    shape       of one item: (height, width, channels) of an image, (features,) of a row
+    labels      () where the target is a number
+    mean        per channel or feature, of train_x in its own units; `deviation` likewise
+    sha256      over the bytes of train_x, train_y, test_x, test_y, in that order
+    features    names of a row's columns; `unit` that of the number to predict
     """
 
     name: str
     title: str
-    torchvision_class: str
-    shape: tuple[int, int, int]
-    labels: tuple[str, ...]
+    shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     sha256: str
+    torchvision_class: str | None = None
+    features: tuple[str, ...] = ()
+    unit: str = ""
 
 
 class DataSet(Struct, frozen=True):
-    """images uint8 [n, height, width, channels], labels uint8 [n]; the digest is that of the whole set."""
+    """Images uint8 [n, height, width, channels] with labels uint8 [n], or rows float32 [n, features] with numbers
+    float32 [n]. The source's digest is that of the whole set, also where `limit` left some of it out."""
 
     source: Source
-    train_x: Bytes
-    train_y: Bytes
-    test_x: Bytes
-    test_y: Bytes
+    train_x: Array
+    train_y: Array
+    test_x: Array
+    test_y: Array
 
 
 MNIST = Source(
@@ -68,6 +77,45 @@ MNIST = Source(
     sha256="06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",  # the official files' pixels and labels
 )
 
+FASHION_MNIST = Source(
+    name="fashion_mnist",
+    title="Fashion-MNIST articles of clothing",
+    torchvision_class="FashionMNIST",
+    shape=(28, 28, 1),
+    labels=(
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+    ),
+    mean=(72.940,),
+    deviation=(90.021,),
+    sha256="ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
+)
+
+CIFAR10 = Source(
+    name="cifar10",
+    title="CIFAR-10 photographs",
+    torchvision_class="CIFAR10",
+    shape=(32, 32, 3),
+    labels=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    mean=(125.307, 122.950, 113.865),
+    deviation=(62.993, 62.089, 66.705),
+    sha256="80387ddb9a0edf3fc4a964ee3770296169bb26a651050df20035579673099660",
+)
+
+# Fuel consumption of 392 cars of 1970 to 1982 (Quinlan 1993; UCI machine learning repository, CC BY 4.0), the rows with
+# a missing number left out. Every fifth row is a test row: the file is sorted by year, so both parts span them all.
+AUTO_MPG = Source(
+    name="auto_mpg",
+    title="Auto MPG, fuel consumption of cars",
+    shape=(8,),
+    features=("cylinders", "displacement", "horsepower", "weight", "acceleration", "year", "europe", "japan"),
+    unit="miles per gallon",
+    mean=(5.4665, 194.6054, 104.115, 2973.2939, 15.5949, 1976.0511, 0.1661, 0.2109),
+    deviation=(1.7012, 104.8002, 38.5206, 859.384, 2.7966, 3.7787, 0.3722, 0.4079),
+    sha256="7f8b6b55cf9428ffa3b96875f7dea33b98a1b6db182e13e7e39c9c3cdc4ebd37",
+)
+
+SOURCES: Mapping[str, Source] = {source.name: source for source in (MNIST, FASHION_MNIST, CIFAR10, AUTO_MPG)}
+
 
 def load(source: Source, data_dir: Path, limit: int | None = None) -> DataSet:
     """The set, or its first `limit` training items with the whole test set.
@@ -75,28 +123,45 @@ def load(source: Source, data_dir: Path, limit: int | None = None) -> DataSet:
     Raises   DataUnavailable where it is neither cached nor downloadable, DataDamaged where the cache holds other bytes
     """
     path = cache_path(source, data_dir)
-    if path.exists():
+    if source == AUTO_MPG:
+        arrays = read_auto_mpg()
+        check_digest(source, arrays, f"{AUTO_MPG_TABLE}")
+    elif path.exists():
         arrays = read_cache(source, path)
         check_digest(source, arrays, f"{path}")
     else:
         arrays = download(source, data_dir)
         check_digest(source, arrays, "the download")
         write_cache(path, arrays)
-    images = {name: arrays[name].reshape(-1, *source.shape) for name in ("train_x", "test_x")}
+    items = {name: arrays[name].reshape(-1, *source.shape) for name in ("train_x", "test_x")}
     return DataSet(
         source=source,
-        train_x=images["train_x"][:limit],
+        train_x=items["train_x"][:limit],
         train_y=arrays["train_y"][:limit],
-        test_x=images["test_x"],
+        test_x=items["test_x"],
         test_y=arrays["test_y"],
     )
+
+
+def read_auto_mpg() -> Mapping[str, Array]:
+    """The table as float32; origin as two columns, with cars from the USA 0 in both."""
+    with AUTO_MPG_TABLE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ("cylinders", "displacement", "horsepower", "weight", "acceleration", "year")
+    x = np.array(
+        [[float(row[name]) for name in columns] + [row["origin"] == "Europe", row["origin"] == "Japan"] for row in rows],
+        dtype=np.float32,
+    )
+    y = np.array([float(row["mpg"]) for row in rows], dtype=np.float32)
+    test = np.arange(len(rows)) % 5 == 0
+    return {"train_x": x[~test], "train_y": y[~test], "test_x": x[test], "test_y": y[test]}
 
 
 def cache_path(source: Source, data_dir: Path) -> Path:
     return data_dir / f"{source.name}.npz"
 
 
-def read_cache(source: Source, path: Path) -> Mapping[str, Bytes]:
+def read_cache(source: Source, path: Path) -> Mapping[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ARRAYS}
@@ -107,7 +172,7 @@ def read_cache(source: Source, path: Path) -> Mapping[str, Bytes]:
         ) from error
 
 
-def check_digest(source: Source, arrays: Mapping[str, Bytes], origin: str) -> None:
+def check_digest(source: Source, arrays: Mapping[str, Array], origin: str) -> None:
     found = digest(arrays)
     if found != source.sha256:
         raise DataDamaged(
@@ -116,15 +181,16 @@ def check_digest(source: Source, arrays: Mapping[str, Bytes], origin: str) -> No
         )
 
 
-def digest(arrays: Mapping[str, Bytes]) -> str:
+def digest(arrays: Mapping[str, Array]) -> str:
     sha256 = hashlib.sha256()
     for name in ARRAYS:
         sha256.update(np.ascontiguousarray(arrays[name]).tobytes())
     return sha256.hexdigest()
 
 
-def download(source: Source, data_dir: Path) -> Mapping[str, Bytes]:
+def download(source: Source, data_dir: Path) -> Mapping[str, Array]:
     """Through torchvision, into a folder that is gone afterwards: only the arrays are kept."""
+    assert source.torchvision_class, f"bug: nothing says where {source.name} comes from"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{source.name}-") as raw:
@@ -144,7 +210,7 @@ def download(source: Source, data_dir: Path) -> Mapping[str, Bytes]:
         ) from error
 
 
-def write_cache(path: Path, arrays: Mapping[str, Bytes]) -> None:
+def write_cache(path: Path, arrays: Mapping[str, Array]) -> None:
     """By rename, so that a run that is interrupted leaves no half file behind."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -159,5 +225,60 @@ def write_samples(data: DataSet, path: Path) -> Path:
     return path
 
 
-def on_device(array: Bytes, device: torch.device) -> torch.Tensor:
+def own_data(
+    name: str,
+    title: str,
+    train: tuple[Array, Array],
+    test: tuple[Array, Array],
+    labels: tuple[str, ...] = (),
+    features: tuple[str, ...] = (),
+    unit: str = "",
+) -> DataSet:
+    """A user's own arrays as a data set; each pair is items and targets, shaped and typed as `DataSet` says.
+
+    Raises   DataDamaged naming the array that does not fit
+    """
+    arrays: dict[str, Array] = {
+        "train_x": np.ascontiguousarray(train[0]),
+        "train_y": np.asarray(train[1]),
+        "test_x": np.ascontiguousarray(test[0]),
+        "test_y": np.asarray(test[1]),
+    }
+    check_own(arrays, labels)
+    train_x = arrays["train_x"]
+    axes = tuple(range(train_x.ndim - 1))
+    source = Source(
+        name=name,
+        title=title,
+        shape=train_x.shape[1:],
+        labels=labels,
+        mean=tuple(train_x.mean(axis=axes, dtype=np.float64).tolist()),
+        deviation=tuple(np.maximum(train_x.std(axis=axes, dtype=np.float64), 1e-6).tolist()),
+        sha256=digest(arrays),
+        features=features,
+        unit=unit,
+    )
+    return DataSet(source=source, **arrays)
+
+
+def check_own(arrays: Mapping[str, Array], labels: tuple[str, ...]) -> None:
+    kinds = ("uint8", 4, "images [n, height, width, channels]") if labels else ("float32", 2, "rows [n, features]")
+    for part in ("train", "test"):
+        items, targets = arrays[f"{part}_x"], arrays[f"{part}_y"]
+        if (items.dtype.name, items.ndim) != kinds[:2] or not len(items):
+            raise DataDamaged(
+                f"{part}_x is {items.dtype} {items.shape}; {'labels' if labels else 'numbers'} are learnt from "
+                f"{kinds[0]} {kinds[2]}, at least one."
+            )
+        if targets.shape != items.shape[:1]:
+            raise DataDamaged(f"{part}_y is {targets.shape}; expected one target for each of the {len(items)} items.")
+        if labels and not (targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(labels)):
+            raise DataDamaged(f"{part}_y holds something that is not a label: whole numbers 0 to {len(labels) - 1}.")
+    if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
+        raise DataDamaged(
+            f"train_x has items {arrays['train_x'].shape[1:]} and test_x {arrays['test_x'].shape[1:]}: one shape for both."
+        )
+
+
+def on_device(array: Array, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)

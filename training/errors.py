@@ -3,7 +3,10 @@
 TrainingError
 ├── DataUnavailable        neither in the cache nor downloadable
 ├── DataDamaged            there, but not the official arrays
+├── RecipeInvalid          a field, or two together, that no run can be made of
+├── CheckpointDamaged      nothing a run can go on from
 ├── DeviceUnavailable      asked for a device this machine lacks
+├── Interrupted            told to stop; a checkpoint is there to go on from
 ├── Diverged               the loss is no longer a number
 ├── VerificationFailed     the exported graph is not the trained model, or not good enough
 └── VersionExists          a published version is never overwritten
@@ -22,6 +25,18 @@ class DataUnavailable(TrainingError):
 
 class DataDamaged(TrainingError):
     exit_code = 2
+
+
+class RecipeInvalid(TrainingError):
+    exit_code = 2
+
+
+class CheckpointDamaged(TrainingError):
+    exit_code = 2
+
+
+class Interrupted(TrainingError):
+    exit_code = 130
 
 
 class DeviceUnavailable(TrainingError):

@@ -17,7 +17,7 @@ _declared: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """The package with `datasets` loaded. Raises ImportError where torchvision is not installed."""
+    """The package with `datasets` and `transforms.v2` loaded. Raises ImportError where torchvision is not installed."""
     try:
         return _import()
     except RuntimeError as error:
@@ -41,4 +41,5 @@ def declare_operators() -> None:
 
 def _import() -> ModuleType:
     importlib.import_module("torchvision.datasets")
+    importlib.import_module("torchvision.transforms.v2")
     return sys.modules["torchvision"]
