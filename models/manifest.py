@@ -4,8 +4,8 @@
         model.onnx       the graph, preprocessing inside; dimension 0 of every tensor is the batch
         manifest.json    `Manifest` below
         golden.npz       arrays `inputs.<tensor>` and `outputs.<tensor>`: rows the service replays before it serves
-        example.png      an image model's first test image, for people to try it with
-        ...              checkpoint, training history: whatever `files` lists
+        example.png      an image model's first test image, for people to try it with; example.json, where it takes rows
+        ...              checkpoint, training history, report: whatever `files` lists
 
 A version is immutable once published: `files` holds the SHA-256 of everything beside the manifest, and `check_files`
 compares. `training` writes this, `service` reads it, and neither knows more of the other than this module.
@@ -41,6 +41,7 @@ MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 EXAMPLE_FILE = "example.png"
+EXAMPLE_ROW_FILE = "example.json"
 
 
 class ManifestError(Exception):
@@ -68,7 +69,9 @@ class ImageInput(Struct, frozen=True, forbid_unknown_fields=True, tag="image", t
 
 
 class TensorInput(Struct, frozen=True, forbid_unknown_fields=True, tag="tensor", tag_field="kind"):
-    """Inputs are plain tensors; there is nothing to decode."""
+    """Inputs are plain tensors; there is nothing to decode. `features` names the columns of [N, features]."""
+
+    features: tuple[str, ...] = ()
 
 
 class Classification(Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,13 +113,18 @@ class Verification(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Provenance(Struct, frozen=True, forbid_unknown_fields=True):
-    """How to make this version again. `source` is the commit of the code, "unknown" outside a checkout."""
+    """How to make this version again.
+
+    source   the commit of the code, several where a run was resumed at another; "unknown" outside a checkout
+    seeds    the accuracy (or R²) that the same recipe reached with each seed tried, this version's among them
+    """
 
     recipe: dict[str, str | int | float | bool | None]
     source: str
     device: str
     seconds: float
     packages: dict[str, str]
+    seeds: dict[str, float] = {}
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

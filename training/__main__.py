@@ -1,69 +1,37 @@
-"""`python -m training <recipe>`: from a data set to a model version that the service can load, in eight calls."""
+"""`python -m training`: train and publish a recipe, or look at, quantise and publish what is there.
+
+    python -m training cifar10 --epochs 30 --optimizer sgd --lr 0.1 --lr-scheduler onecycle
+    torchrun --nproc-per-node 2 -m training mnist
+    python -m training list | show mnist | quantise mnist | publish --onnx file.onnx --name mine
+
+Every field of a recipe is a flag, with the type, bounds and description of its declaration.
+"""
 
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
-import msgspec
-import torch
+from msgspec import Meta, inspect
 from rich.console import Console
 
-from training.architectures import build
-from training.data import MNIST, load, write_samples
-from training.errors import TrainingError
-from training.evaluate import evaluate
-from training.export import export
-from training.loop import choose_device, train
-from training.progress import shown
-from training.publish import choose_version, publish
-from training.recipes import RECIPES, Recipe, limited
-from training.verify import verify
-
-
-def make(
-    recipe: Recipe, data_dir: Path, repository: Path, version: int | None, device: torch.device, console: Console
-) -> Path:
-    """One recipe to one published version; returns its folder. Raises TrainingError."""
-    version = choose_version(repository, recipe.name, version)
-    torch.manual_seed(recipe.seed)
-
-    data = load(recipe.source, data_dir, recipe.limit)
-    model = build(recipe)
-    console.print(f"{recipe.source.title}: {len(data.train_x):,} items, {recipe.epochs} epochs on {device.type}")
-    with shown(recipe, console) as watch:
-        trained = train(recipe, model, data, device, watch)
-    score = evaluate(trained.model, data)
-    exported = export(trained.model, recipe)
-    verified = verify(exported, trained.model, score, data, recipe)
-    published = publish(verified, trained, data, recipe, repository, version)
-
-    seen = verified.verification
-    console.print(
-        f"\nPublished {recipe.name} version {version} in {published}\n"
-        f"  {seen.metrics['accuracy']:.2%} right on {seen.test_items:,} test items, measured with onnxruntime on "
-        f"the exported file\n"
-        f"  within {seen.max_abs_difference:.1g} of torch at batch sizes {', '.join(map(str, seen.batch_sizes))}; "
-        f"trained in {trained.seconds:.0f} s\n"
-        f"Next: make serve",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    return published
+from training.bring import publish_onnx
+from training.catalogue import print_catalogue, print_version
+from training.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from training.data import MNIST, SOURCES, load, write_samples
+from training.errors import RecipeInvalid, TrainingError
+from training.pipeline import Options, make, make_quantised, tell
+from training.recipes import RECIPES, Recipe, changed, limited
+from training.runs import latest_run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 published, 1 the result was not good enough, 2 the call was wrong."""
+    """The exit code: 0 done, 1 the result was not good enough, 2 the call was wrong, 130 stopped."""
     options = parser().parse_args(arguments)
     console = Console()
     try:
-        if options.recipe == "samples":
-            path = write_samples(load(MNIST, options.data_dir), options.output)
-            console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
-        else:
-            device = choose_device(options.device)
-            make(chosen_recipe(options), options.data_dir, options.repository, options.version, device, console)
+        options.do(options, console)
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -76,6 +44,62 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def do_make(given: argparse.Namespace, console: Console) -> None:
+    recipe = RECIPES[given.command]
+    options = Options(
+        data_dir=given.data_dir,
+        repository=given.repository,
+        runs=given.runs,
+        version=given.version,
+        device=given.device,
+        seeds=given.seeds,
+        resume=run_to_resume(given, recipe.name),
+    )
+    if options.resume is None:
+        make(recipe_of(recipe, given), options, console)
+        return
+    if given_fields(given) or given.seeds > 1:
+        raise RecipeInvalid("--resume goes on with the recipe it started with: leave out the fields and --seeds.")
+    make(read_checkpoint(options.resume / CHECKPOINT_FILE).recipe, options, console)
+
+
+def run_to_resume(given: argparse.Namespace, name: str) -> Path | None:
+    if given.resume is None:
+        return None
+    return latest_run(given.runs, name) if given.resume == LATEST else Path(given.resume)
+
+
+def recipe_of(recipe: Recipe, given: argparse.Namespace) -> Recipe:
+    fields = given_fields(given)
+    recipe = changed(recipe, fields)
+    return recipe if recipe.limit is None else limited(recipe, recipe.limit)
+
+
+def given_fields(given: argparse.Namespace) -> dict[str, Any]:  # Any: strings and booleans
+    """Of the recipe, those on the command line."""
+    fields = Recipe.__struct_fields__
+    return {name: value for name, value in vars(given).items() if name in fields and value is not None}
+
+
+def do_quantise(given: argparse.Namespace, console: Console) -> None:
+    options = Options(data_dir=given.data_dir, repository=given.repository, version=given.version)
+    make_quantised(given.name, given.of, options, console)
+
+
+def do_publish(given: argparse.Namespace, console: Console) -> None:
+    published = publish_onnx(
+        given.onnx, given.name, given.repository, version=given.version, labels=given.labels, rows=given.golden
+    )
+    tell(console, f"Published {published}\nNext: make serve")
+
+
+def do_samples(given: argparse.Namespace, console: Console) -> None:
+    tell(console, f"Wrote {write_samples(load(MNIST, given.data_dir), given.output)}")
+
+
+LATEST = "latest"
+
+
 def parser() -> argparse.ArgumentParser:
     data_dir = argparse.ArgumentParser(add_help=False)
     data_dir.add_argument(
@@ -84,19 +108,71 @@ def parser() -> argparse.ArgumentParser:
         default=Path(os.environ.get("SHOAL_DATA_DIR") or "data"),
         help="where data sets are cached as <name>.npz (default: SHOAL_DATA_DIR, else data)",
     )
+    repository = argparse.ArgumentParser(add_help=False)
+    repository.add_argument("--repository", type=Path, default=Path("models"), help="where versions are (models)")
+    number = argparse.ArgumentParser(add_help=False)
+    number.add_argument("--version", type=positive, help="number of the new version (default: the next free one)")
+
     top = argparse.ArgumentParser(prog="python -m training", description="Train, verify and publish a model version.")
-    commands = top.add_subparsers(dest="recipe", required=True, metavar="recipe")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for recipe in RECIPES.values():
-        command = commands.add_parser(recipe.name, parents=[data_dir], help=f"{recipe.source.title} ({recipe.name})")
-        command.add_argument("--epochs", type=positive, help=f"passes over the training set (recipe: {recipe.epochs})")
-        command.add_argument("--seed", type=int, help=f"of weights, order and augmentation (recipe: {recipe.seed})")
-        command.add_argument("--repository", type=Path, default=Path("models"), help="where versions go (models)")
-        command.add_argument("--version", type=positive, help="number of the new version (default: the next free one)")
+        title = SOURCES[recipe.dataset].title
+        command = commands.add_parser(
+            recipe.name, parents=[data_dir, repository, number], help=f"train: {title}", allow_abbrev=False
+        )
+        command.set_defaults(do=do_make)
+        command.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints and events go (runs)")
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        command.add_argument("--limit", type=positive, help="a trial: train on the first N items, ask no accuracy")
-    samples = commands.add_parser("samples", parents=[data_dir], help="write 1,000 MNIST test images for load tests")
-    samples.add_argument("--output", type=Path, default=Path("loadtests/samples/mnist.npz"))
+        command.add_argument("--seeds", type=positive, default=1, help="train this many, publish the first, report all")
+        command.add_argument(
+            "--resume", nargs="?", const=LATEST, metavar="RUN", help="go on with a run's folder (default: the latest)"
+        )
+        add_fields(command.add_argument_group("recipe", "each field; in brackets its value in this recipe"), recipe)
+
+    command = commands.add_parser("list", parents=[repository], help="the published versions")
+    command.set_defaults(do=lambda given, console: print_catalogue(given.repository, console))
+    command = commands.add_parser("show", parents=[repository], help="what one version says about itself")
+    command.add_argument("name", help="of the model, or name/version")
+    command.set_defaults(do=lambda given, console: print_version(given.repository, given.name, console))
+    command = commands.add_parser(
+        "quantise", parents=[data_dir, repository, number], help="publish an int8 version of an image model"
+    )
+    command.add_argument("name", help="of the model")
+    command.add_argument("--of", type=positive, help="version to start from (default: the highest)")
+    command.set_defaults(do=do_quantise)
+    command = commands.add_parser("publish", parents=[repository, number], help="publish an ONNX file made elsewhere")
+    command.add_argument("--onnx", type=Path, required=True, help="the file; weights inside")
+    command.add_argument("--name", required=True, help="what the model is served as")
+    command.add_argument("--labels", type=Path, help="text file, a label a line, for a model that gives probabilities")
+    command.add_argument("--golden", type=Path, help="npz with an array per input, rows whose answers are kept")
+    command.set_defaults(do=do_publish)
+    command = commands.add_parser("samples", parents=[data_dir], help="write 1,000 MNIST test images for load tests")
+    command.add_argument("--output", type=Path, default=Path("loadtests/samples/mnist.npz"))
+    command.set_defaults(do=do_samples)
     return top
+
+
+def add_fields(group: argparse._ArgumentGroup, recipe: Recipe) -> None:
+    """A flag for each field of Recipe but its name. Values stay text: `changed` knows types and bounds."""
+    hints = get_type_hints(Recipe, include_extras=True)
+    declared = inspect.type_info(Recipe)
+    assert isinstance(declared, inspect.StructType), "bug: Recipe is a Struct"
+    for field in declared.fields:
+        if field.name == "name":
+            group.add_argument("--name", help=f"what the model is published as ({recipe.name})")
+            continue
+        (meta,) = [part for part in get_args(hints[field.name]) if isinstance(part, Meta)]
+        kind = field.type.type if isinstance(field.type, inspect.Metadata) else field.type
+        current = getattr(recipe, field.name)
+        shown = f"{current:.6g}" if isinstance(current, float) else current
+        about = f"{meta.description} ({shown})".replace("%", "%%")
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(kind, inspect.BoolType):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=about)
+        elif isinstance(kind, inspect.LiteralType):
+            group.add_argument(flag, choices=kind.values, help=about)
+        else:
+            group.add_argument(flag, metavar="X", help=about)
 
 
 def positive(text: str) -> int:
@@ -104,12 +180,6 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
-
-
-def chosen_recipe(options: argparse.Namespace) -> Recipe:
-    given = {name: getattr(options, name) for name in ("epochs", "seed") if getattr(options, name) is not None}
-    recipe = msgspec.structs.replace(RECIPES[options.recipe], **given)
-    return recipe if options.limit is None else limited(recipe, options.limit)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.data import DataSet, Source
+from training.errors import RecipeInvalid
 from training.recipes import Architecture, Recipe
 
 
@@ -73,17 +74,48 @@ def to_pixels(image: Tensor) -> Tensor:
 
 
 def build(recipe: Recipe, data: DataSet) -> Served:
-    """Untrained, its weights drawn from torch's global generator; a whitening layer also looks at the images."""
+    """Untrained, its weights drawn from torch's global generator; a whitening layer also looks at the images.
+
+    Raises   RecipeInvalid where the network does not fit the data
+    """
+    if len(data.source.shape) != 3 and recipe.architecture not in ("linear", "mlp"):
+        raise RecipeInvalid(
+            f"architecture {recipe.architecture} needs images, {data.source.name} has rows: linear or mlp."
+        )
     body = _BODIES[recipe.architecture](data.source, recipe)
     if isinstance(body, WhitenedCNN):
         body.whiten(normalised(data, WHITENING_ITEMS))
-    return wrap(body, recipe, data.source)
+    return try_out(wrap(body, recipe, data.source), recipe, data.source)
 
 
 def wrap(body: nn.Module, recipe: Recipe, source: Source) -> Served:
     if source.labels:
         return Classifier(body, source, independent=recipe.loss == "bce")
     return Regressor(body, source)
+
+
+def try_out(model: Served, recipe: Recipe, source: Source) -> Served:
+    """`model`, after it took two items of every size it will meet. Raises RecipeInvalid where it cannot."""
+    numbers = len(source.labels) or 1
+    shapes = [(2, *source.shape)]
+    if len(source.shape) == 3:
+        sides = {(source.shape[0], source.shape[1])}
+        if recipe.early_side and recipe.early_epochs:
+            shorter = min(source.shape[:2])  # which becomes early_side, and the other keeps the ratio
+            sides.add((recipe.early_side * source.shape[0] // shorter, recipe.early_side * source.shape[1] // shorter))
+        shapes = [(2, source.shape[2], *side) for side in sorted(sides)]
+    was_training = model.training
+    model.eval()
+    for shape in shapes:
+        try:
+            with torch.inference_mode():
+                found = tuple(model.scores(torch.zeros(shape)).shape)
+        except (RuntimeError, ValueError, IndexError) as error:
+            what = f"float32 {shape}, two items of {source.name}"
+            raise RecipeInvalid(f"The network cannot take {what}: {error}") from error
+        if found != (2, numbers):
+            raise RecipeInvalid(f"The network gives {found} for two items of {source.name}; expected (2, {numbers}).")
+    return model.train(was_training)
 
 
 def normalised(data: DataSet, items: int) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from training.data import Source
+from training.errors import RecipeInvalid
 from training.recipes import Recipe
 from training.vision import import_torchvision
 
 
 def augmentation(recipe: Recipe, source: Source, epoch: int) -> Callable[[Tensor], Tensor]:
-    """What `recipe` does to images in `epoch`, counted from 0; nothing for rows of a table."""
+    """What `recipe` does to images in `epoch`, counted from 0. Raises RecipeInvalid for rows of a table."""
     steps: list[nn.Module] = []
     if recipe.flip == "random":
         steps.append(Flip())
@@ -30,6 +31,10 @@ def augmentation(recipe: Recipe, source: Source, epoch: int) -> Callable[[Tensor
         steps.append(Erase(recipe.erase, source.mean))
     if recipe.early_side and epoch < recipe.early_epochs:
         steps.append(import_torchvision().transforms.v2.Resize(recipe.early_side, antialias=True))
+    if len(source.shape) != 3 and (steps or recipe.flip != "none"):  # the loop does alternating flips
+        raise RecipeInvalid(f"{source.name} has rows, and flip, shift, rotate, erase and the like are for images.")
+    if recipe.shift and recipe.shift >= min(source.shape[:2]):
+        raise RecipeInvalid(f"--shift {recipe.shift}: expected less than the side of {source.name}'s images.")
     if not steps:
         return nn.Identity()
     composed: Callable[[Tensor], Tensor] = import_torchvision().transforms.v2.Compose(steps)
@@ -102,10 +107,11 @@ class Affine(nn.Module):
         # Coordinates run from -1 to 1, so a fraction of the side is twice that.
         shift_x, shift_y = spread(2 * self.translate), spread(2 * self.translate)
         cos, sin = angle.cos() / scale, angle.sin() / scale
+        aspect = pixels.shape[2] / pixels.shape[3]  # of a side that is 2 long in both directions
         rows = torch.stack(
             [
-                torch.stack([cos, cos * shear.tan() - sin, shift_x], dim=1),
-                torch.stack([sin, sin * shear.tan() + cos, shift_y], dim=1),
+                torch.stack([cos, (cos * shear.tan() - sin) * aspect, shift_x], dim=1),
+                torch.stack([sin / aspect, sin * shear.tan() + cos, shift_y], dim=1),
             ],
             dim=1,
         )

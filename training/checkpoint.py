@@ -8,8 +8,10 @@ optimizer, schedule, averages and the place in the epoch are all. Read with `wei
 Checked by tests/training/test_checkpoint.py.
 """
 
+import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +70,28 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """On the CPU. Raises CheckpointDamaged."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise CheckpointDamaged(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        damaged = zipfile.ZipFile(file).testzip()  # torch.load does not look at the checksums
+        if damaged is not None:
+            raise CheckpointDamaged(f"{path} is damaged: the checksum of {damaged} inside it differs.")
+        file.seek(0)
+        content = torch.load(file, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise CheckpointDamaged(f"{path} was written by another version of this code; train again.")
         content["recipe"] = msgspec.convert(content["recipe"], Recipe)
         return Checkpoint(**content)
-    except OSError as error:
-        raise CheckpointDamaged(f"{path} cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointDamaged(f"{path} is not a checkpoint of a training run, or a damaged one: {reason}") from error

@@ -82,9 +82,7 @@ FASHION_MNIST = Source(
     title="Fashion-MNIST articles of clothing",
     torchvision_class="FashionMNIST",
     shape=(28, 28, 1),
-    labels=(
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
-    ),
+    labels=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     mean=(72.940,),
     deviation=(90.021,),
     sha256="ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
@@ -149,7 +147,10 @@ def read_auto_mpg() -> Mapping[str, Array]:
         rows = list(csv.DictReader(file))
     columns = ("cylinders", "displacement", "horsepower", "weight", "acceleration", "year")
     x = np.array(
-        [[float(row[name]) for name in columns] + [row["origin"] == "Europe", row["origin"] == "Japan"] for row in rows],
+        [
+            [*(float(row[name]) for name in columns), row["origin"] == "Europe", row["origin"] == "Japan"]
+            for row in rows
+        ],
         dtype=np.float32,
     )
     y = np.array([float(row["mpg"]) for row in rows], dtype=np.float32)
@@ -274,10 +275,9 @@ def check_own(arrays: Mapping[str, Array], labels: tuple[str, ...]) -> None:
             raise DataDamaged(f"{part}_y is {targets.shape}; expected one target for each of the {len(items)} items.")
         if labels and not (targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(labels)):
             raise DataDamaged(f"{part}_y holds something that is not a label: whole numbers 0 to {len(labels) - 1}.")
-    if arrays["train_x"].shape[1:] != arrays["test_x"].shape[1:]:
-        raise DataDamaged(
-            f"train_x has items {arrays['train_x'].shape[1:]} and test_x {arrays['test_x'].shape[1:]}: one shape for both."
-        )
+    train_item, test_item = arrays["train_x"].shape[1:], arrays["test_x"].shape[1:]
+    if train_item != test_item:
+        raise DataDamaged(f"train_x has items {train_item} and test_x {test_item}: expected one shape for both.")
 
 
 def on_device(array: Array, device: torch.device) -> torch.Tensor:

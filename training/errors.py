@@ -9,7 +9,9 @@ TrainingError
 ├── Interrupted            told to stop; a checkpoint is there to go on from
 ├── Diverged               the loss is no longer a number
 ├── VerificationFailed     the exported graph is not the trained model, or not good enough
-└── VersionExists          a published version is never overwritten
+├── VersionExists          a published version is never overwritten
+├── ModelUnsuited          an ONNX file that the service could not serve
+└── VersionUnknown         no such version, or not one that this can be done with
 
 `__main__` prints the message alone and exits with `exit_code`: 2 where the call was wrong, 1 where the result is.
 """
@@ -52,4 +54,12 @@ class VerificationFailed(TrainingError):
 
 
 class VersionExists(TrainingError):
+    exit_code = 2
+
+
+class VersionUnknown(TrainingError):
+    exit_code = 2
+
+
+class ModelUnsuited(TrainingError):
     exit_code = 2

@@ -1,47 +1,56 @@
-"""What the trained model scores on the test set, in torch and float32: the reference the exported file is held to."""
+"""What the trained model scores on the test set, in torch and float32: the reference the exported file is held to.
+
+Checked by tests/training/test_evaluate.py.
+"""
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from msgspec import Struct
 
-from training.architectures import Classifier
-from training.data import DataSet, on_device
+from training import metrics
+from training.architectures import Served
+from training.data import Array, DataSet, Source, on_device
 
 ITEMS_AT_ONCE = 500
 
+FloatArray = npt.NDArray[np.float32]
+
 
 class Score(Struct, frozen=True):
-    """metrics by name; predictions int64 [n], the likeliest label of each test item, in order."""
+    """metrics by name; answers float32, by output name, one row per test item in order."""
 
     metrics: dict[str, float]
-    predictions: npt.NDArray[np.int64]
+    answers: dict[str, FloatArray]
 
 
-def evaluate(model: Classifier, data: DataSet) -> Score:
-    """On the device the model is on."""
-    logits = torch_logits(model, data.test_x)
-    return Score(metrics=metrics_of(logits, data.test_y), predictions=logits.argmax(axis=1))
+def evaluate(model: Served, data: DataSet) -> Score:
+    """On the device the model is on, which must be in evaluation mode."""
+    answers = torch_answers(model, data.test_x)
+    return Score(metrics_of(answers, data.source, data.test_y), answers)
 
 
-def torch_logits(model: Classifier, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """uint8 [n, h, w, c] → float32 [n, labels]."""
+def torch_answers(model: Served, items: Array) -> dict[str, FloatArray]:
+    """Raw items, as the data set holds them → float32 [n, numbers] by output name."""
     device = next(model.parameters()).device
     with torch.inference_mode():
         parts = [
-            model(on_device(images[start : start + ITEMS_AT_ONCE], device))[0].cpu().numpy()
-            for start in range(0, len(images), ITEMS_AT_ONCE)
+            [output.cpu().numpy() for output in model(on_device(items[start : start + ITEMS_AT_ONCE], device))]
+            for start in range(0, len(items), ITEMS_AT_ONCE)
         ]
-    logits: npt.NDArray[np.float32] = np.concatenate(parts)
-    return logits
+    return {name: np.concatenate(column) for name, column in zip(model.outputs, zip(*parts, strict=True), strict=True)}
 
 
-def metrics_of(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """accuracy, the fraction whose likeliest label is right; cross_entropy, in nats per item."""
-    wide = logits.astype(np.float64)
-    log_sum = np.log(np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)) + wide.max(axis=1)
-    right = wide[np.arange(len(labels)), labels]
-    return {
-        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
-        "cross_entropy": float((log_sum - right).mean()),
-    }
+def metrics_of(answers: dict[str, FloatArray], source: Source, targets: Array) -> dict[str, float]:
+    if source.labels:
+        return metrics.classification(answers["logits"], answers["probabilities"], targets)
+    return metrics.regression(answers["prediction"], targets)
+
+
+def predicted(answers: dict[str, FloatArray], source: Source) -> npt.NDArray[np.generic]:
+    """The label of each item as int64 [n], or the number as float32 [n]."""
+    if source.labels:
+        chosen: npt.NDArray[np.generic] = answers["logits"].argmax(axis=1)
+        return chosen
+    numbers: npt.NDArray[np.generic] = answers["prediction"][:, 0]
+    return numbers

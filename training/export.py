@@ -1,10 +1,11 @@
-"""The trained model as one ONNX graph: uint8 images in, logits and probabilities out, any batch size.
+"""The trained model as one ONNX graph: raw items in, answers out, any batch size.
 
 The bytes depend on weights and recipe alone. torch notes the source line of every node in the graph; here that goes,
 because it names folders of the machine that exported and would give each checkout its own digest.
 Checked by tests/training/test_export.py.
 """
 
+import copy
 import json
 import logging
 import warnings
@@ -15,13 +16,11 @@ import onnx
 import torch
 from msgspec import Struct
 
-from training.architectures import Classifier
+from training.architectures import Served, folded
+from training.data import Source
 from training.recipes import Recipe
 
 OPSET = 20  # what torch's exporter translates to without a conversion; every onnxruntime since 1.17 reads it
-INPUT = "image"
-LOGITS = "logits"
-PROBABILITIES = "probabilities"
 
 
 class Exported(Struct, frozen=True):
@@ -30,25 +29,26 @@ class Exported(Struct, frozen=True):
     onnx: bytes
 
 
-def export(model: Classifier, recipe: Recipe) -> Exported:
-    """Trace `model`, which must be in evaluation mode, and leave it as it was."""
+def export(model: Served, recipe: Recipe, source: Source) -> Exported:
+    """Trace a copy of `model`, which is on the CPU and in evaluation mode."""
     assert not model.training, "bug: BatchNorm would be exported in training mode"
-    example = torch.zeros((2, *recipe.source.shape), dtype=torch.uint8)  # a batch of 1 would be taken for a constant
+    dtype = torch.uint8 if source.labels else torch.float32
+    example = torch.zeros((2, *source.shape), dtype=dtype)  # a batch of 1 would be taken for a constant
     with quiet():
         program = torch.onnx.export(
-            model,
+            folded(copy.deepcopy(model)),
             (example,),
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[LOGITS, PROBABILITIES],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            input_names=[model.input],
+            output_names=list(model.outputs),
+            dynamic_shapes={model.input: {0: torch.export.Dim("batch")}},
             external_data=False,
         )
     assert program is not None, "bug: torch.onnx.export returns a program when dynamo is on"
     graph = strip_origin(program.model_proto)
-    describe(graph, recipe)
+    describe(graph, recipe, source)
     onnx.checker.check_model(graph, full_check=True)
     return Exported(graph.SerializeToString(deterministic=True))
 
@@ -69,17 +69,22 @@ def strip_origin(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def describe(model: onnx.ModelProto, recipe: Recipe) -> None:
+def describe(model: onnx.ModelProto, recipe: Recipe, source: Source) -> None:
     """Facts that a reader of the bare file wants; onnxruntime gives them as `custom_metadata_map`."""
-    source = recipe.source
-    facts = {
-        "name": recipe.name,
-        "task": "image-classification",
-        "labels": json.dumps(source.labels, ensure_ascii=False),
-        "input_layout": "uint8 NHWC, 0..255; normalisation is part of the graph",
-        "dataset": source.name,
-        "dataset_sha256": source.sha256,
-    }
+    facts = {"name": recipe.name, "dataset": source.name, "dataset_sha256": source.sha256}
+    if source.labels:
+        facts |= {
+            "task": "image-classification",
+            "labels": json.dumps(source.labels, ensure_ascii=False),
+            "input_layout": "uint8 NHWC, 0..255; normalisation is part of the graph",
+        }
+    else:
+        facts |= {
+            "task": "regression",
+            "features": json.dumps(source.features, ensure_ascii=False),
+            "unit": source.unit,
+            "input_layout": "float32 [N, features] in their own units; normalisation is part of the graph",
+        }
     onnx.helper.set_model_props(model, facts)
 
 

@@ -4,8 +4,8 @@
 
 The whole set lives on the device; a step is an index and arithmetic, with nothing to wait for. Each step seeds torch's
 generators with (seed, step, process), so what a step does depends on the weights and its number alone, and a run that
-was stopped goes on to the same weights. The test set is not looked at here, not even to pick an epoch: the number in the
-manifest is measured once, afterwards. Checked by tests/training/test_loop.py and test_resume.py.
+was stopped goes on to the same weights. The test set is not looked at here, not even to pick an epoch: the number in
+the manifest is measured once, afterwards. Checked by tests/training/test_loop.py and test_resume.py.
 """
 
 import itertools
@@ -34,6 +34,8 @@ from training.recipes import Recipe
 # Reading the loss waits for the device; every 20 steps that is unmeasurable, and a divergence costs seconds at most.
 STEPS_BETWEEN_REPORTS = 20
 ITEMS_AT_ONCE = 500
+SECONDS_BETWEEN_CHECKPOINTS = 10.0  # for epochs of milliseconds, where writing would take longer than training
+MOST_RECORDS = 200  # of a history: enough to draw a curve
 
 
 class Progress(Struct, frozen=True):
@@ -53,8 +55,8 @@ class Progress(Struct, frozen=True):
 
 
 class Trained(Struct, frozen=True):
-    """`model` on the CPU, in evaluation mode; `history` one record per epoch; `device` the kind that trained it;
-    `source` the commits it was trained at."""
+    """`model` on the CPU, in evaluation mode; `history` one record per epoch, or MOST_RECORDS of them; `device` the
+    kind that trained it; `source` the commits it was trained at."""
 
     model: Served
     history: tuple[Progress, ...]
@@ -104,7 +106,8 @@ def train(
     """Train `model` in place.
 
     watch    called every 20 steps and at the end of each epoch, in the first process only; `keep` likewise
-    keep     called with what `resume` takes, after each epoch and before Interrupted
+    keep     called with what `resume` takes: after an epoch, unless the last is not SECONDS_BETWEEN_CHECKPOINTS old,
+             after the last one, and before Interrupted
     stop     asked after each step
     source   the commit, noted in the checkpoint
     Raises   Diverged as soon as a reported loss is not finite; Interrupted once `stop` says so
@@ -121,7 +124,7 @@ def train(
                 run.save(keep)
                 raise Interrupted(f"stopped in epoch {run.epoch + 1} of {recipe.epochs}, after step {run.step}")
         run.finish_epoch(watch)
-        run.save(keep)
+        run.save_now_and_then(keep)
     return run.result()
 
 
@@ -153,7 +156,7 @@ class Run:
         self.history: list[Progress] = []
         self.best: dict[str, Any] | None = None  # Any: a loss, an epoch and a state_dict
         self.seconds_before = 0.0
-        self.started_at = time.monotonic()
+        self.started_at = self.saved_at = time.monotonic()
         self.items_here = 0
         self.epoch = self.step = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -220,7 +223,9 @@ class Run:
 
     def finish_epoch(self, watch: Callable[[Progress], None]) -> None:
         progress = self.report(watch, ends_epoch=True)
-        self.history.append(progress)
+        every = math.ceil(self.recipe.epochs / MOST_RECORDS)
+        if progress.epoch % every == 0 or progress.epoch == self.recipe.epochs:
+            self.history.append(progress)
         self.schedule.after_epoch(progress.validation_loss)
         self.note_best(progress)
         self.epoch, self.step = self.epoch + 1, 0
@@ -253,12 +258,20 @@ class Run:
         was_training = model.training
         model.eval()
         with torch.inference_mode():
-            scores = torch.cat([model.scores(as_floats(part)) for part in self.held_out.items.split(ITEMS_AT_ONCE)])
+            parts = torch.split(self.held_out.items, ITEMS_AT_ONCE)
+            scores = torch.cat([model.scores(as_floats(part)) for part in parts])
             loss = self.loss_of(scores, self.held_out.targets).item()
             right = (scores.argmax(dim=1) == self.held_out.targets).float().mean().item()
         model.train(was_training)
         loss, right = self.world.of_first(loss), self.world.of_first(right)
         return loss, right if self.data.source.labels else None
+
+    def save_now_and_then(self, keep: Callable[[Checkpoint], None]) -> None:
+        is_over = self.epoch == self.recipe.epochs or self.is_stalled()
+        is_due = time.monotonic() - self.saved_at >= SECONDS_BETWEEN_CHECKPOINTS
+        if is_over or self.world.any(is_due):  # any, because all processes add up what is saved
+            self.save(keep)
+            self.saved_at = time.monotonic()
 
     def save(self, keep: Callable[[Checkpoint], None]) -> None:
         sums = self.world.total(self.sums).tolist()
@@ -366,9 +379,7 @@ def prepare(recipe: Recipe, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
 
 
-def mixed_precision(
-    recipe: Recipe, device: torch.device
-) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
+def mixed_precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
     """The context a forward pass runs in, and whether its gradients need scaling.
 
     auto is bfloat16 where the device multiplies it: faster than float32 there, and slower than it on other CPUs.

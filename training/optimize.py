@@ -44,9 +44,9 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Weights of convolutions and matrices decay; biases and norms do not (arXiv 1812.01187 §3.1), except where
     norms learn faster: airbench decays those biases by as much a step as the weights (arXiv 2404.00498)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
     norms = [p for p in norm_parameters(model) if p.requires_grad]
-    other = [p for p in trained if p.ndim <= 1 and not any(p is norm for norm in norms)]
+    rest = [p for p in trained if not any(p is norm for norm in norms)]
+    matrices, other = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
     scale = recipe.norm_lr_scale
     groups = [
         {"params": matrices, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
@@ -89,7 +89,7 @@ class Schedule:
     def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """steps   of one epoch"""
         self.recipe = recipe
-        self.steps = steps
+        self.optimizer = optimizer
         self.drop = 1.0
         self.best = math.inf
         self.epochs_without_progress = 0
@@ -108,6 +108,8 @@ class Schedule:
         self.epochs_without_progress += 1
         if self.epochs_without_progress > self.recipe.plateau_epochs:
             self.drop, self.epochs_without_progress = self.drop * self.recipe.gamma, 0
+            for group in self.optimizer.param_groups:  # at once: the next step comes before the next `after_step`
+                group["lr"] *= self.recipe.gamma
 
     def state_dict(self) -> dict[str, float]:
         """The rates themselves are in the optimizer's state."""

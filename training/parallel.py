@@ -16,7 +16,7 @@ from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import RecipeInvalid
+from training.errors import Interrupted, RecipeInvalid
 from training.recipes import Recipe
 
 
@@ -38,6 +38,17 @@ class World(Struct, frozen=True):
                 f"batch_size {recipe.batch_size} cannot be shared evenly by {self.size} processes: choose a multiple."
             )
         return recipe.batch_size // self.size
+
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        """The others wait until the first process is through."""
+        if self.size > 1 and not self.is_first:
+            torch.distributed.barrier()
+        try:
+            yield
+        finally:
+            if self.size > 1 and self.is_first:
+                torch.distributed.barrier()
 
     def wrap(self, module: nn.Module) -> nn.Module:
         if self.size == 1:
@@ -81,6 +92,12 @@ def joined(device: torch.device) -> Iterator[World]:
         backend="nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10)
     )
     try:
-        yield World(rank=torch.distributed.get_rank(), size=size, device=device)
+        try:
+            yield World(rank=torch.distributed.get_rank(), size=size, device=device)
+        except Interrupted:  # in all of them, unlike other errors
+            torch.distributed.barrier()
+            raise
+        # All leave together: one that closes its connections while another still works makes gloo abort that one.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()

@@ -11,59 +11,103 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
-import numpy
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import onnxscript
 import torch
+from msgspec import Struct
 from PIL import Image
 
 from models.manifest import (
+    DATATYPE_OF,
     EXAMPLE_FILE,
+    EXAMPLE_ROW_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     Classification,
+    FileDigest,
     ImageInput,
     Manifest,
     Provenance,
+    TensorInput,
     TensorSpec,
-    Tolerance,
     digest_file,
     write_golden,
     write_manifest,
 )
 from models.manifest import DataSet as DataSetFacts
-from training.data import DataSet
-from training.errors import VersionExists
-from training.export import INPUT, LOGITS, PROBABILITIES
-from training.loop import Trained
-from training.recipes import Recipe, as_scalars
+from training.data import DataSet, Source
+from training.errors import VersionExists, VersionUnknown
+from training.loop import Progress, Trained
+from training.recipes import Recipe, Scalar, as_scalars
+from training.report import Answers, Classified, Regressed, write_report
 from training.verify import Verified
 
-CHECKPOINT_FILE = "checkpoint.pt"
+WEIGHTS_FILE = "checkpoint.pt"
+REPORT_FILE = "report.html"
 HISTORY_FILE = "history.json"
 
-# Golden rows are answered by other devices than the one that wrote them. A GPU that multiplies in TF32 rounds every
-# factor to 10 bits of mantissa: doing so to mnist/1 on a CPU moved the logits of 1,000 test images, up to 5, by 0.003
-# at most, and the probabilities by 0.001 (loadtests/records/2026-11-23_tf32). A wrong graph moves them by whole units.
-TOLERANCE = Tolerance(absolute=1e-2, relative=1e-2)
+
+class Origin(Struct, frozen=True):
+    """How a verified graph came to be.
+
+    recipe    as the manifest keeps it
+    history   one record per epoch; () where nothing was trained, and `weights`, a state_dict, None
+    seeds     accuracy or R² by seed, where the recipe was run with several
+    """
+
+    recipe: dict[str, Scalar]
+    device: str
+    seconds: float
+    source: str
+    history: tuple[Progress, ...] = ()
+    weights: dict[str, torch.Tensor] | None = None
+    seeds: dict[str, float] = {}
+    parameters: int | None = None
+
+
+def origin_of(trained: Trained, recipe: Recipe, seeds: dict[str, float]) -> Origin:
+    return Origin(
+        recipe=as_scalars(recipe),
+        device=trained.device,
+        seconds=trained.seconds,
+        source=", ".join(trained.source),
+        history=trained.history,
+        weights=trained.model.state_dict(),
+        seeds=seeds,
+        parameters=sum(parameter.numel() for parameter in trained.model.parameters()),
+    )
 
 
 def publish(
-    verified: Verified, trained: Trained, data: DataSet, recipe: Recipe, repository: Path, version: int
+    verified: Verified, origin: Origin, data: DataSet, description: str, name: str, repository: Path, version: int
 ) -> Path:
     """Returns the folder of the version. Raises VersionExists, having changed nothing."""
     assert isinstance(verified, Verified), "bug: only what verify() returned is published"
-    target = version_dir(repository, recipe.name, version)
+
+    def write(folder: Path) -> None:
+        write_files(folder, verified, origin, data)
+        manifest = manifest_of(folder, verified, origin, data, description, name, version)
+        write_report(folder / REPORT_FILE, manifest, origin.history, report_answers(verified, data), origin.parameters)
+        write_manifest(folder, msgspec.structs.replace(manifest, files=digests(folder)))
+
+    return place(repository, name, version, write)
+
+
+def place(repository: Path, name: str, version: int, write: Callable[[Path], None]) -> Path:
+    """A version folder whose files `write` makes: there whole, or not at all. Raises VersionExists."""
+    target = version_dir(repository, name, version)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{version}-"))
     try:
         staging.chmod(0o755)  # mkdtemp gives 0700; the service often runs as somebody else
-        write_files(staging, verified, trained, data)
-        write_manifest(staging, manifest_of(staging, verified, trained, data, recipe, version))
+        write(staging)
         refuse_existing(target)
         try:
             staging.rename(target)
@@ -86,9 +130,20 @@ def choose_version(repository: Path, name: str, wanted: int | None) -> int:
     if wanted is not None:
         refuse_existing(version_dir(repository, name, wanted))
         return wanted
+    return max(versions(repository, name), default=0) + 1
+
+
+def versions(repository: Path, name: str) -> list[int]:
     folder = repository / name
-    taken = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    return max(taken, default=0) + 1
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+
+
+def highest_version(repository: Path, name: str) -> int:
+    """Raises VersionUnknown where there is none."""
+    taken = versions(repository, name)
+    if not taken:
+        raise VersionUnknown(f"{repository / name} holds no version; `python -m training list` shows what there is.")
+    return max(taken)
 
 
 def refuse_existing(target: Path) -> None:
@@ -98,43 +153,89 @@ def refuse_existing(target: Path) -> None:
         )
 
 
-def write_files(folder: Path, verified: Verified, trained: Trained, data: DataSet) -> None:
+def write_files(folder: Path, verified: Verified, origin: Origin, data: DataSet) -> None:
     (folder / MODEL_FILE).write_bytes(verified.onnx)
     write_golden(folder, verified.golden)
-    Image.fromarray(data.test_x[0].squeeze()).save(folder / EXAMPLE_FILE)
-    torch.save(trained.model.state_dict(), folder / CHECKPOINT_FILE)
-    history = msgspec.json.format(msgspec.json.encode(trained.history), indent=2)
-    (folder / HISTORY_FILE).write_bytes(history + b"\n")
+    if data.source.labels:
+        Image.fromarray(data.test_x[0].squeeze()).save(folder / EXAMPLE_FILE)
+    else:
+        (folder / EXAMPLE_ROW_FILE).write_bytes(msgspec.json.encode({"instances": data.test_x[:1].tolist()}) + b"\n")
+    if origin.weights is not None:
+        torch.save(origin.weights, folder / WEIGHTS_FILE)
+    if origin.history:
+        history = msgspec.json.format(msgspec.json.encode(origin.history), indent=2)
+        (folder / HISTORY_FILE).write_bytes(history + b"\n")
 
 
 def manifest_of(
-    folder: Path, verified: Verified, trained: Trained, data: DataSet, recipe: Recipe, version: int
+    folder: Path, verified: Verified, origin: Origin, data: DataSet, description: str, name: str, version: int
 ) -> Manifest:
     source = data.source
-    height, width, channels = source.shape
-    metrics = verified.verification.metrics
     return Manifest(
-        name=recipe.name,
+        name=name,
         version=version,
-        description=f"{source.title}: {recipe.architecture} of width {recipe.width}, {metrics['accuracy']:.2%} right.",
+        description=description,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        inputs=(TensorSpec(INPUT, "UINT8", (-1, *source.shape)),),
-        outputs=tuple(TensorSpec(name, "FP32", (-1, len(source.labels))) for name in (LOGITS, PROBABILITIES)),
-        input=ImageInput(height=height, width=width, channels=1 if channels == 1 else 3),
-        classification=Classification(PROBABILITIES, source.labels),
-        metrics=metrics,
-        tolerance=TOLERANCE,
-        files={path.name: digest_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE},
+        inputs=tuple(specs_of(verified.golden.inputs)),
+        outputs=tuple(specs_of(verified.golden.outputs)),
+        input=input_of(source),
+        classification=Classification("probabilities", source.labels) if source.labels else None,
+        metrics=verified.verification.metrics,
+        tolerance=verified.tolerance,
+        files=digests(folder),
         dataset=DataSetFacts(source.name, source.sha256, len(data.train_x), len(data.test_x)),
         verification=verified.verification,
         provenance=Provenance(
-            recipe=as_scalars(recipe),
-            source=commit(),
-            device=trained.device,
-            seconds=round(trained.seconds, 1),
+            recipe=origin.recipe,
+            source=origin.source,
+            device=origin.device,
+            seconds=round(origin.seconds, 1),
             packages=packages(),
+            seeds=origin.seeds,
         ),
     )
+
+
+def specs_of(rows: Mapping[str, npt.NDArray[np.generic]]) -> Iterator[TensorSpec]:
+    """Of golden rows, whose leading axis is the batch."""
+    for name, array in rows.items():
+        yield TensorSpec(name, DATATYPE_OF[array.dtype.name], (-1, *array.shape[1:]))
+
+
+def input_of(source: Source) -> ImageInput | TensorInput:
+    if not source.labels:
+        return TensorInput(source.features)
+    height, width, channels = source.shape
+    return ImageInput(height=height, width=width, channels=1 if channels == 1 else 3)
+
+
+def digests(folder: Path) -> dict[str, FileDigest]:
+    return {path.name: digest_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+
+
+def report_answers(verified: Verified, data: DataSet) -> Answers:
+    if data.source.labels:
+        return Classified(
+            images=data.test_x,
+            labels=data.test_y,
+            logits=verified.answers["logits"],
+            probabilities=verified.answers["probabilities"],
+        )
+    return Regressed(
+        targets=data.test_y,
+        predictions=verified.answers["prediction"][:, 0],
+        features=data.test_x,
+        coefficients=verified.coefficients,
+        unit=data.source.unit,
+        feature_names=data.source.features,
+    )
+
+
+def described(data: DataSet, recipe: Recipe, metrics: Mapping[str, float]) -> str:
+    """One sentence for lists."""
+    size = "" if recipe.architecture == "linear" else f" of width {recipe.width}"
+    worth = f"{metrics['accuracy']:.2%} right" if "accuracy" in metrics else f"R² {metrics['r2']:.3f}"
+    return f"{data.source.title}: {recipe.architecture}{size}, {worth}."
 
 
 def commit() -> str:
@@ -150,5 +251,5 @@ def commit() -> str:
 
 
 def packages() -> dict[str, str]:
-    modules = {"numpy": numpy, "onnx": onnx, "onnxruntime": onnxruntime, "onnxscript": onnxscript, "torch": torch}
+    modules = {"numpy": np, "onnx": onnx, "onnxruntime": onnxruntime, "onnxscript": onnxscript, "torch": torch}
     return {"python": platform.python_version()} | {name: str(module.__version__) for name, module in modules.items()}

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from training.errors import RecipeInvalid
 
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Scalar = str | int | float | bool | None
 
 Architecture = Literal["linear", "mlp", "lenet", "plain_cnn", "whitened_cnn", "resnet"]
@@ -22,6 +23,10 @@ Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta"]
 LrScheduler = Literal["constant", "step", "cosine", "onecycle", "plateau"]
 Flip = Literal["none", "random", "alternating"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+_Count = Annotated[int, Meta(ge=1)]
+_Positive = Annotated[float, Meta(gt=0)]
 
 
 def _count(description: str) -> Meta:
@@ -39,7 +44,7 @@ def _fraction(description: str) -> Meta:
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lengths are pixels, angles degrees, durations epochs; a fraction is of 1."""
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$", description="what the model is published as")]
+    name: Annotated[str, Meta(pattern=NAME_PATTERN, description="what the model is published as")]
     dataset: Annotated[str, Meta(description="what it is trained on")]
 
     architecture: Annotated[Architecture, Meta(description="the network, a function of training/architectures.py")]
@@ -61,7 +66,9 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     beta2: Annotated[float, Meta(gt=0, lt=1, description="decay of the squared gradient, for adam and adamw")] = 0.999
     weight_decay: Annotated[float, _size("of matrices and convolutions, not of biases and norms")] = 0.0
     norm_lr_scale: Annotated[float, Meta(gt=0, description="learning rate of normalisation biases over lr")] = 1.0
-    clip_norm: Annotated[float | None, Meta(description="longest gradient, in the 2-norm; none for no limit")] = None
+    clip_norm: Annotated[_Positive | None, Meta(description="longest gradient, in the 2-norm; none for no limit")] = (
+        None
+    )
 
     lr_scheduler: Annotated[LrScheduler, Meta(description="how the learning rate moves")] = "onecycle"
     warm_up: Annotated[float, _fraction("fraction of all steps in which the rate rises to lr")] = 0.2
@@ -74,10 +81,12 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shift: Annotated[int, _size("farthest random shift, in pixels, mirrored at the border")] = 0
     rotate: Annotated[float, _size("largest random rotation either way, in degrees")] = 0.0
     translate: Annotated[float, _fraction("largest random shift, as a fraction of the side, black outside")] = 0.0
-    scale: Annotated[float, _fraction("largest random change of size either way")] = 0.0
+    scale: Annotated[float, Meta(ge=0, lt=1, description="largest random change of size either way")] = 0.0
     shear: Annotated[float, _size("largest random shear along x either way, in degrees")] = 0.0
     erase: Annotated[int, _size("side of a randomly placed square set to the mean, in pixels; 0 for none")] = 0
-    early_side: Annotated[int | None, Meta(description="side that images have in the early epochs, in pixels")] = None
+    early_side: Annotated[_Count | None, Meta(description="shorter side of images in the early epochs, in pixels")] = (
+        None
+    )
     early_epochs: Annotated[int, _size("epochs trained on images of early_side")] = 0
 
     ema: Annotated[float, Meta(ge=0, lt=1, description="decay of the averaged weights, per step; 0 for none")] = 0.0
@@ -88,7 +97,7 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compile: Annotated[bool, Meta(description="torch.compile the network; pays on GPUs, not on CPUs")] = False
     deterministic: Annotated[bool, Meta(description="only algorithms that repeat bit by bit; slower on GPUs")] = False
     seed: Annotated[int, Meta(ge=0, description="of weights, order and augmentation")] = 0
-    limit: Annotated[int | None, Meta(description="a trial: train on the first N items, ask no accuracy")] = None
+    limit: Annotated[_Count | None, Meta(description="a trial: train on the first N items, ask no accuracy")] = None
     min_accuracy: Annotated[float, _fraction("what the exported file must reach on the test set")] = 0.0
     min_r2: Annotated[float | None, Meta(description="what it must reach on the test set, for a regression")] = None
 
@@ -150,7 +159,7 @@ LINEAR_REGRESSION_RECIPE = Recipe(
     name="linear_regression",
     dataset="auto_mpg",
     architecture="linear",
-    epochs=1500,
+    epochs=600,
     batch_size=400,  # more than there are rows: every step sees all of them
     loss="mse",
     optimizer="sgd",
@@ -163,18 +172,25 @@ LINEAR_REGRESSION_RECIPE = Recipe(
 )
 
 RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (MNIST_RECIPE, FASHION_MNIST_RECIPE, CIFAR10_RECIPE, LINEAR_REGRESSION_RECIPE)
+    recipe.name: recipe for recipe in (MNIST_RECIPE, FASHION_MNIST_RECIPE, CIFAR10_RECIPE, LINEAR_REGRESSION_RECIPE)
 }
 
 
 def changed(recipe: Recipe, fields: Mapping[str, object]) -> Recipe:
-    """`recipe` with other values. Raises RecipeInvalid naming the field and what was expected."""
-    try:
-        made = msgspec.convert(msgspec.to_builtins(recipe) | dict(fields), Recipe)
-    except msgspec.ValidationError as error:
-        raise RecipeInvalid(f"recipe {recipe.name}: {error}") from error
-    return check(made)
+    """`recipe` with other values, which may be text: "none" is None. Raises RecipeInvalid naming field and bounds."""
+    values = msgspec.to_builtins(recipe)
+    fields = {name: None if value == "none" and name in _OPTIONAL else value for name, value in fields.items()}
+    for name, value in fields.items():
+        try:
+            msgspec.convert(values | {name: value}, Recipe, strict=False)
+        except msgspec.ValidationError as error:
+            expected = str(error).partition(" - at ")[0]
+            raise RecipeInvalid(f"--{name.replace('_', '-')} {value}: {expected[0].lower()}{expected[1:]}") from error
+    return check(msgspec.convert(values | fields, Recipe, strict=False))
+
+
+# Of these "none" means None; of `flip` it is a value.
+_OPTIONAL = frozenset({"clip_norm", "early_side", "limit", "min_r2"})
 
 
 def check(recipe: Recipe) -> Recipe:

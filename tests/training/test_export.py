@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 import torch
 
-from training.data import DataSet
-from training.export import INPUT, LOGITS, PROBABILITIES, Exported, export, strip_origin
+from training.data import DataSet, Source
+from training.export import Exported, export, strip_origin
 from training.loop import Trained
 from training.recipes import Recipe
 
@@ -29,15 +29,15 @@ def test_every_batch_size_gives_what_torch_gives(
     images = data.test_x[:size]
     with torch.inference_mode():
         logits, probabilities = (output.numpy() for output in trained.model(torch.from_numpy(images)))
-    found = session.run([LOGITS, PROBABILITIES], {INPUT: images})
+    found = session.run(["logits", "probabilities"], {"image": images})
     np.testing.assert_allclose(found[0], logits, atol=1e-5)
     np.testing.assert_allclose(found[1], probabilities, atol=1e-6)
 
 
 def test_an_item_is_answered_alike_alone_and_in_company(session: onnxruntime.InferenceSession, data: DataSet) -> None:
-    (together,) = session.run([LOGITS], {INPUT: data.test_x[:64]})
+    (together,) = session.run(["logits"], {"image": data.test_x[:64]})
     for index in (0, 31, 63):
-        (alone,) = session.run([LOGITS], {INPUT: data.test_x[index : index + 1]})
+        (alone,) = session.run(["logits"], {"image": data.test_x[index : index + 1]})
         np.testing.assert_allclose(together[index], alone[0], atol=1e-5)
 
 
@@ -83,21 +83,23 @@ def test_stripping_reaches_functions_and_values() -> None:
     assert b"here" not in strip_origin(model).SerializeToString()
 
 
-def test_the_file_describes_itself(session: onnxruntime.InferenceSession, recipe: Recipe) -> None:
+def test_the_file_describes_itself(session: onnxruntime.InferenceSession, source: Source) -> None:
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["name"] == "tiny"
     assert facts["labels"] == '["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]'
-    assert facts["dataset_sha256"] == recipe.source.sha256
+    assert facts["dataset_sha256"] == source.sha256
 
 
-def test_the_same_model_gives_the_same_bytes(trained: Trained, recipe: Recipe, exported: Exported) -> None:
-    assert export(trained.model, recipe).onnx == exported.onnx
+def test_the_same_model_gives_the_same_bytes(
+    trained: Trained, recipe: Recipe, source: Source, exported: Exported
+) -> None:
+    assert export(trained.model, recipe, source).onnx == exported.onnx
 
 
-def test_a_model_in_training_mode_is_not_exported(trained: Trained, recipe: Recipe) -> None:
+def test_a_model_in_training_mode_is_not_exported(trained: Trained, recipe: Recipe, source: Source) -> None:
     trained.model.train()
     try:
         with pytest.raises(AssertionError, match="bug"):
-            export(trained.model, recipe)
+            export(trained.model, recipe, source)
     finally:
         trained.model.eval()

@@ -4,24 +4,24 @@ import msgspec
 import pytest
 import torch
 
+from tests.training.conftest import fitted
 from training.architectures import build
 from training.data import DataSet
-from training.errors import DeviceUnavailable, Diverged
-from training.loop import Report, Trained, augment, choose_device, decay_groups, scheduled_rate, train
-from training.recipes import Affine, Recipe
+from training.errors import DeviceUnavailable, Diverged, RecipeInvalid
+from training.loop import Progress, Trained, choose_device, train
+from training.parallel import World
+from training.recipes import Recipe, changed
 
 CPU = torch.device("cpu")
-STILL = Affine(rotate=0.0, translate=0.0, scale=0.0, shear=0.0)
+ALONE = World(rank=0, size=1, device=CPU)
 
 
-def ignore(report: Report) -> None:
+def ignore(progress: Progress) -> None:
     pass
 
 
 def weights_after_one_epoch(recipe: Recipe, data: DataSet) -> dict[str, torch.Tensor]:
-    torch.manual_seed(recipe.seed)
-    short = msgspec.structs.replace(recipe, epochs=1)
-    return train(short, build(short), data, CPU, ignore).model.state_dict()
+    return fitted(msgspec.structs.replace(recipe, epochs=1), data).model.state_dict()
 
 
 def test_the_same_seed_gives_the_same_weights_twice(recipe: Recipe, data: DataSet) -> None:
@@ -50,69 +50,22 @@ def test_the_result_is_ready_to_be_evaluated(trained: Trained) -> None:
 
 
 def test_reports_come_every_twenty_steps_and_at_the_end_of_an_epoch(recipe: Recipe, data: DataSet) -> None:
-    seen: list[Report] = []
+    seen: list[Progress] = []
     short = msgspec.structs.replace(recipe, epochs=1, batch_size=9)  # 34 steps
-    train(short, build(short), data, CPU, seen.append)
+    train(short, build(short, data), data, ALONE, seen.append)
     assert [(report.items, report.ends_epoch) for report in seen] == [(180, False), (300, True)]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(recipe: Recipe, data: DataSet) -> None:
-    wild = msgspec.structs.replace(recipe, learning_rate=float("inf"))
-    with pytest.raises(Diverged, match=r"loss is nan .* epoch 1: training diverged\. Lower the recipe's learning_rate"):
-        train(wild, build(wild), data, CPU, ignore)
+    wild = msgspec.structs.replace(recipe, lr=float("inf"))
+    with pytest.raises(Diverged, match=r"loss is nan .* epoch 1: training diverged\. Lower the learning rate"):
+        fitted(wild, data)
 
 
 def test_fewer_items_than_a_batch_still_train(recipe: Recipe, data: DataSet) -> None:
     few = msgspec.structs.replace(data, train_x=data.train_x[:5], train_y=data.train_y[:5])
-    trained = train(recipe, build(recipe), few, CPU, ignore)
+    trained = fitted(recipe, few)
     assert [report.items for report in trained.history] == [5, 10, 15]
-
-
-@pytest.mark.parametrize(
-    ("progress", "fraction"),
-    [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)],
-)
-def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine(recipe: Recipe, progress: float, fraction: float) -> None:
-    recipe = msgspec.structs.replace(recipe, warm_up=0.2)
-    assert scheduled_rate(recipe, progress) == pytest.approx(fraction * recipe.learning_rate)
-
-
-def test_only_matrices_and_kernels_decay(recipe: Recipe) -> None:
-    model = build(recipe)
-    decaying, free = decay_groups(model, 0.1)
-    assert (decaying["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
-    counts = [sum(parameter.numel() for parameter in group["params"]) for group in (decaying, free)]  # type: ignore[attr-defined]
-    assert sum(counts) == sum(parameter.numel() for parameter in model.parameters())
-    assert all(parameter.ndim == 1 for parameter in free["params"])  # type: ignore[attr-defined]
-
-
-def test_no_deviation_leaves_an_image_as_it_is() -> None:
-    pixels = torch.rand(2, 1, 8, 8) * 255
-    torch.testing.assert_close(augment(pixels, STILL, torch.Generator()), pixels)
-
-
-def test_a_shift_moves_the_image_and_brings_in_background() -> None:
-    pixels = torch.full((64, 1, 8, 8), 200.0)
-    moved = augment(pixels, msgspec.structs.replace(STILL, translate=0.25), torch.Generator().manual_seed(0))
-    assert moved.min().item() == 0.0  # beyond the edge
-    assert moved.max().item() == pytest.approx(200.0)
-    kept = moved.mean(dim=(1, 2, 3)) / 200
-    assert kept.min().item() >= 0.75**2 - 1e-3  # two of eight rows and columns at most
-
-
-def test_a_rotation_keeps_the_centre_and_turns_the_rest() -> None:
-    pixels = torch.zeros(32, 1, 9, 9)
-    pixels[:, :, 4, :] = 255.0  # a bar across
-    turned = augment(pixels, msgspec.structs.replace(STILL, rotate=90.0), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(turned[:, 0, 4, 4], torch.full((32,), 255.0))
-    assert turned[:, 0, 1, 4].max().item() > 200.0  # of 32 angles, one brings it upright
-
-
-def test_every_image_gets_its_own_map() -> None:
-    pixels = (torch.rand(1, 1, 8, 8) * 255).expand(4, 1, 8, 8)
-    wild = Affine(rotate=10.0, translate=0.1, scale=0.1, shear=8.0)
-    moved = augment(pixels, wild, torch.Generator().manual_seed(0))
-    assert all(not torch.equal(moved[0], moved[other]) for other in (1, 2, 3))
 
 
 def test_auto_is_cuda_where_there_is_one() -> None:
@@ -130,7 +83,105 @@ def test_asking_for_cuda_without_one_says_what_to_do(monkeypatch: pytest.MonkeyP
 def test_training_on_cuda_gives_a_model_on_the_cpu(recipe: Recipe, data: DataSet) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    trained = train(recipe, build(recipe), data, torch.device("cuda"), ignore)
+    trained = train(recipe, build(recipe, data), data, World(0, 1, torch.device("cuda")), ignore)
     assert trained.device == "cuda"
     assert next(trained.model.parameters()).device.type == "cpu"
     assert math.isfinite(trained.history[-1].loss)
+
+
+def test_rows_and_a_number_are_learnt_too(recipe: Recipe, rows: DataSet) -> None:
+    plain = changed(
+        recipe,
+        {"architecture": "linear", "loss": "mse", "optimizer": "sgd", "lr": 0.1, "epochs": 150, "precision": "fp32"}
+        | dict.fromkeys(("rotate", "translate", "scale", "shear"), 0),
+    )
+    trained = fitted(plain, rows)
+    assert trained.history[-1].accuracy is None
+    assert trained.history[-1].loss < 0.05  # the noise has a variance of 0.01
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "mse"])
+def test_every_loss_trains_a_classifier(recipe: Recipe, data: DataSet, loss: str) -> None:
+    history = fitted(changed(recipe, {"loss": loss}), data).history
+    assert history[-1].loss < history[0].loss
+
+
+def test_probabilities_of_independent_labels_do_not_sum_to_one(recipe: Recipe, data: DataSet) -> None:
+    model = fitted(changed(recipe, {"loss": "bce", "epochs": 1}), data).model
+    logits, probabilities = model(torch.from_numpy(data.test_x[:4]))
+    torch.testing.assert_close(probabilities, logits.sigmoid())
+
+
+def test_a_held_out_part_is_scored_and_not_trained_on(recipe: Recipe, data: DataSet) -> None:
+    seen: list[Progress] = []
+    short = changed(recipe, {"epochs": 2, "validation": 0.2})
+    train(short, build(short, data), data, ALONE, seen.append)
+    assert [progress.items for progress in seen] == [240, 480]
+    assert all(progress.validation_loss is not None and progress.validation_accuracy is not None for progress in seen)
+
+
+def test_training_stops_once_the_held_out_loss_no_longer_falls(recipe: Recipe, data: DataSet) -> None:
+    # At this rate nothing is learnt after the first epochs; the schedule is level so that it never settles.
+    wild = changed(
+        recipe,
+        {"epochs": 30, "validation": 0.2, "patience": 2, "lr": 0.1, "lr_scheduler": "constant", "precision": "fp32"},
+    )
+    history = fitted(wild, data).history
+    losses = [progress.validation_loss for progress in history]
+    best = losses.index(min(losses, key=lambda loss: loss or 0.0))
+    assert len(history) < 30
+    assert best == len(history) - 1 - 2
+
+
+def test_averaged_weights_are_what_is_returned(recipe: Recipe, data: DataSet) -> None:
+    plain, averaged = fitted(recipe, data), fitted(changed(recipe, {"ema": 0.9}), data)
+    assert plain.history[-1].loss == averaged.history[-1].loss, "averaging changed the training"
+    weights, averages = plain.model.state_dict(), averaged.model.state_dict()
+    assert not torch.equal(weights["body.0.weight"], averages["body.0.weight"])
+
+
+def test_a_clipped_gradient_moves_the_weights_less(recipe: Recipe, data: DataSet) -> None:
+    start = {name: value.clone() for name, value in build_seeded(recipe, data).state_dict().items()}
+    plain = {"epochs": 1, "optimizer": "sgd", "lr": 0.1, "momentum": 0, "nesterov": False, "weight_decay": 0}
+    moved = []
+    for clip in (None, 1e-3):
+        after = fitted(changed(recipe, plain | {"clip_norm": clip}), data).model.state_dict()
+        moved.append((after["body.0.weight"] - start["body.0.weight"]).norm().item())
+    assert moved[1] < 10 * 0.1 * 1e-3 < moved[0]  # ten steps of at most lr times the longest gradient
+
+
+def build_seeded(recipe: Recipe, data: DataSet) -> torch.nn.Module:
+    torch.manual_seed(recipe.seed)
+    return build(recipe, data)
+
+
+def test_half_precision_on_a_cpu_is_refused(recipe: Recipe, data: DataSet) -> None:
+    with pytest.raises(DeviceUnavailable, match="--precision fp16 needs a CUDA device"):
+        fitted(changed(recipe, {"precision": "fp16"}), data)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_precision_of_a_cpu_learns(recipe: Recipe, data: DataSet, precision: str) -> None:
+    history = fitted(changed(recipe, {"precision": precision}), data).history
+    assert history[-1].loss < history[0].loss
+
+
+def test_the_deterministic_switch_is_set_and_taken_back(recipe: Recipe, data: DataSet) -> None:
+    fitted(changed(recipe, {"deterministic": True, "epochs": 1}), data)
+    assert torch.are_deterministic_algorithms_enabled()
+    fitted(changed(recipe, {"epochs": 1}), data)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_images_of_the_early_epochs_are_smaller(recipe: Recipe, data: DataSet) -> None:
+    sides: list[int] = []
+    growing = changed(recipe, {"epochs": 2, "early_side": 20, "early_epochs": 1})
+    model = build(growing, data)
+    model.body[0].register_forward_pre_hook(lambda layer, inputs: sides.append(inputs[0].shape[-1]))  # type: ignore[index, operator]  # a Sequential
+    train(growing, model, data, ALONE, ignore)
+    assert sides == [20] * 10 + [28] * 10
+
+
+def test_a_network_for_images_is_not_given_rows(recipe: Recipe, rows: DataSet) -> None:
+    with pytest.raises(RecipeInvalid, match="plain_cnn needs images, plane has rows: linear or mlp"):
+        build(recipe, rows)

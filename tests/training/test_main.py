@@ -1,49 +1,18 @@
-import io
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
-import torch
-from rich.console import Console
 
-import training.__main__
 import training.data
-from models.manifest import check_files, read_manifest
-from training.__main__ import chosen_recipe, main, make, parser
-from training.recipes import MNIST_RECIPE, Recipe
+import training.pipeline
+from training.__main__ import main, parser, recipe_of
+from training.recipes import CIFAR10_RECIPE, RECIPES, Recipe
 
 
 def offline() -> None:
     raise ImportError("No module named 'torchvision'")
-
-
-def test_the_whole_way_from_data_to_a_version_that_loads(recipe: Recipe, data_dir: Path, tmp_path: Path) -> None:
-    written = io.StringIO()
-    published = make(recipe, data_dir, tmp_path, None, torch.device("cpu"), Console(file=written, width=80))
-    assert published == tmp_path / "tiny" / "1"
-    manifest = read_manifest(published)
-    check_files(published, manifest)
-
-    session = onnxruntime.InferenceSession(published / "model.onnx", providers=["CPUExecutionProvider"])
-    with np.load(data_dir / "tiny.npz") as arrays:
-        (logits,) = session.run(["logits"], {"image": arrays["test_x"][..., None]})
-        accuracy = (logits.argmax(axis=1) == arrays["test_y"]).mean()
-    assert manifest.metrics["accuracy"] == pytest.approx(accuracy)
-
-    text = written.getvalue()
-    assert f"Published tiny version 1 in {published}" in text
-    assert f"{accuracy:.2%} right on 200 test items" in text
-    assert "Next: make serve" in text
-
-
-def test_a_clash_of_versions_is_found_before_training(
-    recipe: Recipe, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mnist" / "3").mkdir(parents=True)
-    monkeypatch.setattr(training.__main__, "load", lambda *arguments: pytest.fail("the data was loaded"))
-    assert main(["mnist", "--version", "3", "--repository", str(tmp_path)]) == 2
-    assert "a published version never changes" in capsys.readouterr().err
 
 
 def test_a_users_error_is_one_line_without_a_traceback(
@@ -75,7 +44,7 @@ def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[s
     assert "mnist" in error.replace("mnits", "")
 
 
-@pytest.mark.parametrize("flag", ["--epochs", "--limit", "--version"])
+@pytest.mark.parametrize("flag", ["--version", "--seeds"])
 @pytest.mark.parametrize("value", ["0", "-1", "many"])
 def test_counts_are_whole_and_positive(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -83,13 +52,56 @@ def test_counts_are_whole_and_positive(flag: str, value: str, capsys: pytest.Cap
     assert flag in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "error: --epochs 0: expected `int` >= 1\n"),
+        (["--limit", "-1"], "error: --limit -1: expected `int` >= 1\n"),
+        (["--lr", "fast"], "error: --lr fast: expected `float`, got `str`\n"),
+        (["--patience", "3"], "give --validation, for example 0.1.\n"),
+        (["--dataset", "minst"], "error: dataset 'minst' is none of mnist,"),
+        (["--dataset", "auto_mpg"], "needs images, auto_mpg has rows"),
+        (["--resume", "--epochs", "3"], "--resume: no checkpoint.pt below"),
+    ],
+)
+def test_a_field_that_cannot_be_is_refused_in_one_line(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mnist", "--repository", str(tmp_path), "--runs", str(tmp_path), "--device", "cpu", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["mnist", "--epoch", "3"])  # no guessing at abbreviations
+    assert raised.value.code == 2
+    assert "unrecognized arguments: --epoch 3" in capsys.readouterr().err
+
+
 def test_without_flags_the_recipe_is_run_as_written() -> None:
-    assert chosen_recipe(parser().parse_args(["mnist"])) == MNIST_RECIPE
+    for name, recipe in RECIPES.items():
+        assert recipe_of(recipe, parser().parse_args([name])) == recipe
 
 
 def test_flags_change_the_recipe_that_is_recorded() -> None:
-    recipe = chosen_recipe(parser().parse_args(["mnist", "--epochs", "2", "--seed", "0", "--limit", "300"]))
-    assert (recipe.epochs, recipe.seed, recipe.limit, recipe.min_accuracy) == (2, 0, 300, 0.0)
+    flags = (
+        "--epochs 30 --optimizer sgd --lr 0.1 --lr-scheduler onecycle --no-nesterov --clip-norm 1 --ema 0 --limit 300"
+    )
+    recipe = recipe_of(CIFAR10_RECIPE, parser().parse_args(["cifar10", *flags.split()]))
+    assert (recipe.epochs, recipe.optimizer, recipe.lr, recipe.lr_scheduler) == (30, "sgd", 0.1, "onecycle")
+    assert (recipe.nesterov, recipe.clip_norm, recipe.ema) == (False, 1.0, 0.0)
+    assert (recipe.limit, recipe.min_accuracy) == (300, 0.0)
+
+
+def test_every_field_is_a_flag_that_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["mnist", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in Recipe.__struct_fields__:
+        assert f"--{name.replace('_', '-')}" in said, name
+    assert "highest learning rate (0.004)" in said
 
 
 def test_the_data_folder_comes_from_the_flag_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +118,35 @@ def test_an_interrupted_run_publishes_nothing(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.__main__, "load", interrupt)
+    monkeypatch.setattr(training.pipeline, "load", interrupt)
     assert main(["mnist", "--repository", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted: nothing was published\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_resume_publishes_the_same_model(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """Through the command line, in processes of their own: one is stopped and resumed, one runs through."""
+    common = ["--repository", str(tmp_path / "models"), "--device", "cpu"]
+    fields = ["--epochs", "150", "--version", "1"]
+    command = [sys.executable, "-m", "training", "linear_regression", *common, "--runs", str(tmp_path / "runs")]
+    slow = [*command, *fields, "--min-r2", "-1", "--lr", "0.05", "--weight-decay", "1e-9"]
+    run = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if line.startswith("epoch 3/"):
+            run.send_signal(number)
+            break
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130, error
+    assert "nothing was published. Go on with: python -m training linear_regression --resume" in error
+    assert not (tmp_path / "models/linear_regression/1").exists()
+
+    resumed = subprocess.run([*command, "--version", "1", "--resume"], capture_output=True, text=True, timeout=60)
+    assert resumed.returncode == 0, resumed.stderr
+    slow[slow.index("--version") + 1] = "2"
+    straight = subprocess.run(slow, capture_output=True, text=True, timeout=60)
+    assert straight.returncode == 0, straight.stderr
+    first, second = (tmp_path / "models/linear_regression" / version / "model.onnx" for version in "12")
+    assert first.read_bytes() == second.read_bytes()
