@@ -21,7 +21,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from models.manifest import EXAMPLE_FILE
+from models.manifest import EXAMPLE_FILE, EXAMPLE_ROW_FILE
 from service.batching.client import Client
 from service.batching.link import link_pair
 from service.engine.loop import Engine
@@ -174,12 +174,15 @@ def _where_to_look(client: Client, settings: Settings, port: int) -> Iterator[st
 
 
 def _curl(client: Client, repository: Path, url: str) -> str:
-    """A line that works as it stands: an example image where a model brings one, else its metadata."""
+    """A line that works as it stands: an example image or row where a model brings one, else its metadata."""
     for model in client.models():
         facts = model.facts
-        example = repository / facts.name / facts.version / EXAMPLE_FILE
-        if example.is_file():
-            return f"curl --data-binary @{example} {url}/predict/{facts.name}"
+        folder = repository / facts.name / facts.version
+        if (folder / EXAMPLE_FILE).is_file():
+            return f"curl --data-binary @{folder / EXAMPLE_FILE} {url}/predict/{facts.name}"
+        if (folder / EXAMPLE_ROW_FILE).is_file():
+            json = "-H 'Content-Type: application/json'"
+            return f"curl {json} -d @{folder / EXAMPLE_ROW_FILE} {url}/predict/{facts.name}"
     return f"curl {url}/v2/models/{client.models()[0].facts.name}"
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,8 +16,10 @@ from PIL import Image
 from tests.support.server import Server, running_server
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "models/mnist/1/model.onnx"
+FLOAT = ROOT / "models/mnist/2"  # the version in float: an int8 one may round a sum otherwise in another batch
 IN_FLIGHT = 100
+FIRST_TEST_LABELS = {"mnist": "7", "fashion_mnist": "Ankle boot", "cifar10": "cat"}
+JSON = {"content-type": "application/json"}
 # Batches of other sizes sum in another order; a mixed-up row differs by tenths.
 TOLERANCE = 2e-4
 
@@ -30,11 +34,20 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def expected(images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Probabilities [1000, 10] from onnxruntime itself."""
-    return onnxruntime.InferenceSession(MODEL).run(["probabilities"], {"image": images[0]})[0]
+    return onnxruntime.InferenceSession(FLOAT / "model.onnx").run(["probabilities"], {"image": images[0]})[0]
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    repository = tmp_path_factory.mktemp("models")
+    (repository / "mnist").mkdir()
+    (repository / "mnist" / FLOAT.name).symlink_to(FLOAT)
+    with running_server("--repository", str(repository), "--port", "0") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[Server]:
     with running_server("--repository", str(ROOT / "models"), "--port", "0") as server:
         yield server
 
@@ -99,12 +112,31 @@ async def test_every_way_to_send_an_image_gives_the_same_answer(
             assert probabilities(answer) == pytest.approx(expected[i], abs=TOLERANCE)
 
 
-def test_what_serve_prints_works(server: Server) -> None:
+def test_what_serve_prints_works(bundled: Server) -> None:
     """The curl line, word for word."""
-    line = next(line for line in server.printed if "curl" in line)
+    line = next(line for line in bundled.printed if "curl" in line)
     name, url = re.search(r"--data-binary @(\S+) (\S+)", line).groups()
     answer = httpx.post(url, content=Path(name).read_bytes())
-    assert answer.json()["predictions"][0]["label"] == "7"
+    assert answer.json()["predictions"][0]["label"] == FIRST_TEST_LABELS[url.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_every_bundled_image_model_names_its_example(bundled: Server, name: str) -> None:
+    newest = max((ROOT / "models" / name).iterdir(), key=lambda folder: int(folder.name))
+    answer = httpx.post(f"{bundled.url}/predict/{name}", content=(newest / "example.png").read_bytes())
+    assert answer.json()["version"] == newest.name
+    assert answer.json()["predictions"][0]["label"] == FIRST_TEST_LABELS[name]
+
+
+def test_the_bundled_regression_answers_with_its_golden_number(bundled: Server) -> None:
+    folder = ROOT / "models/linear_regression/1"
+    example = (folder / "example.json").read_bytes()
+    answer = httpx.post(f"{bundled.url}/predict/linear_regression", content=example, headers=JSON)
+    assert answer.status_code == 200, answer.text
+    (expected,) = onnxruntime.InferenceSession(folder / "model.onnx").run(
+        None, {"features": np.array(json.loads(example)["instances"], np.float32)}
+    )
+    assert str(round(float(expected[0, 0]), 3)) in answer.text
 
 
 def probabilities(answer: httpx.Response) -> list[float]:

@@ -28,7 +28,7 @@ from training.quantise import (
 )
 
 CHECKOUT = Path(__file__).parents[2]
-MNIST_ONNX = CHECKOUT / "models/mnist/1/model.onnx"
+MNIST_ONNX = CHECKOUT / "models/mnist/2/model.onnx"
 SAMPLES = CHECKOUT / "loadtests/samples/mnist.npz"
 
 
