@@ -117,23 +117,23 @@ MNIST_RECIPE = Recipe(
     translate=0.1,
     scale=0.15,
     shear=10.0,
-    early_side=22,
+    early_side=22,  # 0.6 of the work of 28, for the epochs in which the rate is still high
     early_epochs=8,
-    ema=0.995,
+    ema=0.995,  # nearly an epoch
     min_accuracy=0.997,
 )
 
-# The numbers of airbench94 (arXiv 2404.00498), its 0.0015 per image of a summed loss as a rate for the mean of 500.
+# airbench94 (arXiv 2404.00498), whose rate is 11.5 for 1,024 images of a summed loss, over what momentum adds up to.
 _AIRBENCH_LR = 11.5 / (1024 * (1 + 1 / (1 - 0.85))) * 500
 
 CIFAR10_RECIPE = Recipe(
     name="cifar10",
     dataset="cifar10",
     architecture="whitened_cnn",
-    width=64,
-    epochs=36,
-    batch_size=500,
-    label_smoothing=0.2,
+    width=64,  # airbench94's widths: 64, 256, 256; 2 M weights, 118 M multiplications an image
+    epochs=36,  # airbench94 takes 9.9 for 94 % of six views an image; one view and half a point more take longer
+    batch_size=500,  # divides 50,000; airbench94 takes 1,024
+    label_smoothing=0.2,  # airbench94, as the next seven
     logit_scale=1 / 9,
     optimizer="sgd",
     lr=_AIRBENCH_LR,
@@ -143,13 +143,14 @@ CIFAR10_RECIPE = Recipe(
     anneal="linear",
     flip="alternating",
     shift=2,
-    erase=8,
-    early_side=24,
+    erase=8,  # arXiv 1708.04552 erases 16 of 32 over 200 epochs; runs this short stand less
+    early_side=24,  # half the work of 32, for the epochs in which the rate is still high
     early_epochs=20,
-    ema=0.995,
+    ema=0.995,  # about two epochs: takes the place of airbench94's lookahead
     min_accuracy=0.945,
 )
 
+# The same in the proportions of 28 pixels.
 FASHION_MNIST_RECIPE = msgspec.structs.replace(
     CIFAR10_RECIPE, name="fashion_mnist", dataset="fashion_mnist", epochs=28, erase=7, early_side=21, early_epochs=10
 )
