@@ -2,7 +2,7 @@
 
     recipe → data → architecture → train → evaluate → export → verify → publish
 
-Eight calls in `__main__.make`, values in and values out. What is published is read by `service` through
+Eight calls in `pipeline.make`, values in and values out. What is published is read by `service` through
 `models/manifest.py` only.
 """
 

@@ -9,6 +9,7 @@ Every field of a recipe is a flag, with the type, bounds and description of its 
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -20,7 +21,7 @@ from training.bring import publish_onnx
 from training.catalogue import print_catalogue, print_version
 from training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from training.data import MNIST, SOURCES, load, write_samples
-from training.errors import RecipeInvalid, TrainingError
+from training.errors import Interrupted, RecipeInvalid, TrainingError
 from training.pipeline import Options, make, make_quantised, tell
 from training.recipes import RECIPES, Recipe, changed, limited
 from training.runs import latest_run
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         options.do(options, console)
+    except Interrupted as stopped:
+        print(f"{stopped}. Go on with: {command_to_resume(options, stopped.run)}", file=sys.stderr)
+        return stopped.exit_code
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,7 +64,20 @@ def do_make(given: argparse.Namespace, console: Console) -> None:
         return
     if given_fields(given) or given.seeds > 1:
         raise RecipeInvalid("--resume goes on with the recipe it started with: leave out the fields and --seeds.")
-    make(read_checkpoint(options.resume / CHECKPOINT_FILE).recipe, options, console)
+    started = read_checkpoint(options.resume / CHECKPOINT_FILE).recipe
+    if started.dataset != recipe.dataset:
+        raise RecipeInvalid(f"--resume: the run in {options.resume} is one of {started.dataset}, not of {recipe.name}.")
+    make(started, options, console)
+
+
+def command_to_resume(given: argparse.Namespace, run: Path | None) -> str:
+    """What goes on where this command stopped: the run has its recipe, and the options are said again."""
+    words = ["python", "-m", "training", given.command, "--resume", str(run)]
+    usual = parser().parse_args([given.command])
+    for name in ("data_dir", "repository", "runs", "version", "device"):
+        if getattr(given, name) != getattr(usual, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+    return shlex.join(words)
 
 
 def run_to_resume(given: argparse.Namespace, name: str) -> Path | None:

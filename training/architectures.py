@@ -109,10 +109,11 @@ def try_out(model: Served, recipe: Recipe, source: Source) -> Served:
     for shape in shapes:
         try:
             with torch.inference_mode():
-                found = tuple(model.scores(torch.zeros(shape)).shape)
+                scores: object = model.scores(torch.zeros(shape))
         except (RuntimeError, ValueError, IndexError) as error:
             what = f"float32 {shape}, two items of {source.name}"
             raise RecipeInvalid(f"The network cannot take {what}: {error}") from error
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         if found != (2, numbers):
             raise RecipeInvalid(f"The network gives {found} for two items of {source.name}; expected (2, {numbers}).")
     return model.train(was_training)
@@ -336,6 +337,8 @@ def folded(model: Served) -> Served:
                 isinstance(convolution, nn.Conv2d)
                 and isinstance(pool, nn.MaxPool2d)
                 and isinstance(norm, nn.BatchNorm2d)
+                and norm.affine
+                and norm.track_running_stats
                 and bool((norm.weight > 0).all())
             ):
                 continue

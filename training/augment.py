@@ -122,18 +122,17 @@ class Affine(nn.Module):
 class Erase(nn.Module):
     """A square of `side` pixels set to the data set's mean (Cutout, arXiv 1708.04552); its centre lies anywhere."""
 
-    fill: Tensor
-
     def __init__(self, side: int, mean: tuple[float, ...]) -> None:
         super().__init__()
         self.side = side
-        self.mean = mean
+        self.fill = torch.tensor(mean).view(1, -1, 1, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         n, _, height, width = pixels.shape
         inside = self.covered(n, height, pixels.device)[:, :, None] & self.covered(n, width, pixels.device)[:, None, :]
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
-        return torch.where(inside[:, None], mean, pixels)
+        if self.fill.device != pixels.device:  # once: a copy makes the device wait
+            self.fill = self.fill.to(pixels.device)
+        return torch.where(inside[:, None], self.fill, pixels)
 
     def covered(self, n: int, length: int, device: torch.device) -> Tensor:
         start = torch.randint(length, (n, 1), device=device) - self.side // 2

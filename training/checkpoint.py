@@ -1,6 +1,6 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-    runs/<recipe>/<started>/checkpoint.pt     written after each epoch and when a run is told to stop, by rename
+    runs/<recipe>/<started>/checkpoint.pt     written between epochs and when a run is told to stop, by rename
                             events.out...     TensorBoard
 
 The order of items and every random draw are functions of (seed, step), so no generator's state is kept: weights,
@@ -8,6 +8,7 @@ optimizer, schedule, averages and the place in the epoch are all. Read with `wei
 Checked by tests/training/test_checkpoint.py.
 """
 
+import errno
 import io
 import os
 import pickle
@@ -44,6 +45,7 @@ class Checkpoint(Struct, frozen=True):
     history: list[dict[str, Any]]  # Any: plain values, converted by whoever wrote them
     parts: dict[str, dict[str, Any]]  # Any: tensors and numbers as torch's state_dicts nest them
     source: list[str]
+    processes: int = 1
     best: dict[str, Any] | None = None
 
 
@@ -60,10 +62,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
     except RuntimeError as error:  # torch's zip writer hides a full disk behind one
         partial.unlink(missing_ok=True)
-        raise OSError(f"{partial} could not be written: {error}") from error
-    except OSError:
+        raise OSError(errno.EIO, f"could not be written ({error})", str(partial)) from error
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(partial)) from error
     partial.replace(path)
 
 

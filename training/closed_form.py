@@ -12,8 +12,7 @@ from training.errors import VerificationFailed
 from training.recipes import Recipe
 from training.report import Coefficient
 
-# Of the largest coefficient. float32 gradients stop moving at about 1e-5 of it; a run that has not converged misses by
-# 0.01.
+# Of the largest coefficient: wide of where float32 gradients stop moving, near enough to tell a run that stopped early.
 MAX_DIFFERENCE = 1e-3
 SAME = 1e-6  # columns that differ by less than this share of themselves are the same one to float32
 

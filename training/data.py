@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from msgspec import Struct
 
-from training.errors import DataDamaged, DataUnavailable
+from training.errors import DataDamaged, DataUnavailable, naming
 from training.vision import import_torchvision
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
@@ -214,9 +214,12 @@ def download(source: Source, data_dir: Path) -> Mapping[str, Array]:
 def write_cache(path: Path, arrays: Mapping[str, Array]) -> None:
     """By rename, so that a run that is interrupted leaves no half file behind."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **{name: arrays[name] for name in ARRAYS})
-    partial.replace(path)
+    try:
+        with naming(partial), partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **{name: arrays[name] for name in ARRAYS})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_samples(data: DataSet, path: Path) -> Path:
@@ -271,6 +274,8 @@ def check_own(arrays: Mapping[str, Array], labels: tuple[str, ...]) -> None:
                 f"{part}_x is {items.dtype} {items.shape}; {'labels' if labels else 'numbers'} are learnt from "
                 f"{kinds[0]} {kinds[2]}, at least one."
             )
+        if labels and items.shape[3] not in (1, 3):
+            raise DataDamaged(f"{part}_x has {items.shape[3]} channels; expected 1 (grey) or 3 (red, green, blue).")
         if targets.shape != items.shape[:1]:
             raise DataDamaged(f"{part}_y is {targets.shape}; expected one target for each of the {len(items)} items.")
         if labels and not (targets.dtype.kind in "iu" and targets.min() >= 0 and targets.max() < len(labels)):

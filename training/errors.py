@@ -16,6 +16,10 @@ TrainingError
 `__main__` prints the message alone and exits with `exit_code`: 2 where the call was wrong, 1 where the result is.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class TrainingError(Exception):
     exit_code = 1
@@ -38,7 +42,13 @@ class CheckpointDamaged(TrainingError):
 
 
 class Interrupted(TrainingError):
+    """`run` is the folder of the checkpoint to go on from."""
+
     exit_code = 130
+
+    def __init__(self, message: str, run: Path | None = None) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class DeviceUnavailable(TrainingError):
@@ -63,3 +73,14 @@ class VersionUnknown(TrainingError):
 
 class ModelUnsuited(TrainingError):
     exit_code = 2
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of writing `path` names it: that of a full disk names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

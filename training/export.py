@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from training.architectures import Served, folded
 from training.data import Source
+from training.errors import RecipeInvalid
 from training.recipes import Recipe
 
 OPSET = 20  # what torch's exporter translates to without a conversion; every onnxruntime since 1.17 reads it
@@ -34,7 +35,7 @@ def export(model: Served, recipe: Recipe, source: Source) -> Exported:
     assert not model.training, "bug: BatchNorm would be exported in training mode"
     dtype = torch.uint8 if source.labels else torch.float32
     example = torch.zeros((2, *source.shape), dtype=dtype)  # a batch of 1 would be taken for a constant
-    with quiet():
+    with quiet(), exporting(recipe):
         program = torch.onnx.export(
             folded(copy.deepcopy(model)),
             (example,),
@@ -86,6 +87,16 @@ def describe(model: onnx.ModelProto, recipe: Recipe, source: Source) -> None:
             "input_layout": "float32 [N, features] in their own units; normalisation is part of the graph",
         }
     onnx.helper.set_model_props(model, facts)
+
+
+@contextmanager
+def exporting(recipe: Recipe) -> Iterator[None]:
+    """What the exporter raises for a network it cannot translate, as RecipeInvalid."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeInvalid(f"The network of {recipe.name} cannot be exported to ONNX: {reason}") from error
 
 
 @contextmanager

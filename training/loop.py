@@ -25,13 +25,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from training.architectures import Served, to_pixels
 from training.augment import AlternatingFlip, augmentation
 from training.checkpoint import Checkpoint
-from training.data import DataSet, on_device
-from training.errors import CheckpointDamaged, DeviceUnavailable, Diverged, Interrupted
-from training.optimize import LossFunction, Schedule, averaged, loss_function, optimizer_of
+from training.data import DataSet, Source, on_device
+from training.errors import CheckpointDamaged, DeviceUnavailable, Diverged, Interrupted, RecipeInvalid
+from training.optimize import Average, LossFunction, Schedule, loss_function, optimizer_of
 from training.parallel import World
 from training.recipes import Recipe
 
-# Reading the loss waits for the device; every 20 steps that is unmeasurable, and a divergence costs seconds at most.
+# Reading the loss waits for the device; every 20 steps it seldom does, and a divergence is still seen at once.
 STEPS_BETWEEN_REPORTS = 20
 ITEMS_AT_ONCE = 500
 SECONDS_BETWEEN_CHECKPOINTS = 10.0  # for epochs of milliseconds, where writing would take longer than training
@@ -148,8 +148,8 @@ class Run:
         self.steps = math.ceil(len(self.sampler) / self.share)
         self.optimizer = optimizer_of(recipe, self.model)
         self.schedule = Schedule(recipe, self.optimizer, self.steps)
-        self.average = averaged(recipe, self.model)
-        self.autocast, half = mixed_precision(recipe, device)
+        self.average = Average(self.model, recipe.ema) if recipe.ema else None
+        self.autocast, half = mixed_precision(recipe, data.source, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.alternate = AlternatingFlip(len(training), recipe.seed, device) if recipe.flip == "alternating" else None
         self.sources = [source]
@@ -184,7 +184,7 @@ class Run:
         scores = scores.float()
         loss = self.loss_of(scores, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.backward(loss)
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -192,11 +192,22 @@ class Run:
         self.scaler.update()
         self.schedule.after_step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         right = (scores.argmax(dim=1) == targets).sum() if self.data.source.labels else torch.zeros_like(loss)
-        self.sums += torch.stack([loss.detach().double() * len(targets), right.double(), _number(targets)])
+        number_of = torch.full_like(self.sums[0], len(targets))
+        self.sums += torch.stack([loss.detach().double() * len(targets), right.double(), number_of])
         self.items_here += len(targets) * self.world.size
         self.step += 1
+
+    def backward(self, loss: Tensor) -> None:
+        """Raises RecipeInvalid where the network cannot be trained with --deterministic."""
+        try:
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        except RuntimeError as error:
+            if not self.recipe.deterministic or "deterministic" not in str(error):
+                raise
+            reason = str(error).partition(",")[0]
+            raise RecipeInvalid(f"--deterministic with {self.recipe.architecture} on this device: {reason}.") from error
 
     def report(self, watch: Callable[[Progress], None], ends_epoch: bool) -> Progress:
         """Tell `watch` where the run stands. Raises Diverged."""
@@ -224,8 +235,9 @@ class Run:
     def finish_epoch(self, watch: Callable[[Progress], None]) -> None:
         progress = self.report(watch, ends_epoch=True)
         every = math.ceil(self.recipe.epochs / MOST_RECORDS)
-        if progress.epoch % every == 0 or progress.epoch == self.recipe.epochs:
-            self.history.append(progress)
+        if self.history and self.history[-1].epoch % every:  # the last epoch is always there, until another follows
+            self.history.pop()
+        self.history.append(progress)
         self.schedule.after_epoch(progress.validation_loss)
         self.note_best(progress)
         self.epoch, self.step = self.epoch + 1, 0
@@ -244,11 +256,7 @@ class Run:
 
     def candidate(self) -> Served:
         """What would be published now: the averaged weights where there are some."""
-        if self.average is None:
-            return self.model
-        found = self.average.module
-        assert isinstance(found, Served), "bug: an average of something else"
-        return found
+        return self.model if self.average is None else self.average.module
 
     def score_held_out(self) -> tuple[float | None, float | None]:
         """Loss and accuracy, the same in every process; None without a held-out part."""
@@ -288,6 +296,7 @@ class Run:
                 history=[msgspec.to_builtins(progress) for progress in self.history],
                 parts={name: part.state_dict() for name, part in self.parts().items()},
                 source=self.sources,
+                processes=self.world.size,
                 best=self.best,
             )
         )
@@ -297,6 +306,7 @@ class Run:
         for what, theirs, ours in (
             ("recipe", checkpoint.recipe, self.recipe),
             ("data set", checkpoint.dataset_sha256, self.data.source.sha256),
+            ("number of processes", checkpoint.processes, self.world.size),
         ):
             if theirs != ours:
                 raise CheckpointDamaged(f"The checkpoint belongs to another {what} ({theirs}), not to {ours}.")
@@ -330,10 +340,6 @@ class Run:
             seconds=self.seconds(),
             source=tuple(self.sources),
         )
-
-
-def _number(targets: Tensor) -> Tensor:
-    return torch.tensor(float(len(targets)), dtype=torch.float64, device=targets.device)
 
 
 def as_floats(items: Tensor) -> Tensor:
@@ -379,15 +385,21 @@ def prepare(recipe: Recipe, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
 
 
-def mixed_precision(recipe: Recipe, device: torch.device) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
+def mixed_precision(
+    recipe: Recipe, source: Source, device: torch.device
+) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
     """The context a forward pass runs in, and whether its gradients need scaling.
 
-    auto is bfloat16 where the device multiplies it: faster than float32 there, and slower than it on other CPUs.
-    Raises DeviceUnavailable for fp16 on a CPU.
+    auto is bfloat16 where the device multiplies it: faster than float32 there, and slower than it elsewhere; a number
+    to predict needs more digits than it has. Raises DeviceUnavailable for fp16 on a CPU.
     """
     kind = recipe.precision
     if kind == "auto":
-        kind = "bf16" if device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() else "fp32"
+        if device.type == "cuda":
+            multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            multiplies = torch.cpu._is_avx512_bf16_supported()
+        kind = "bf16" if multiplies and source.labels else "fp32"
     if kind == "fp32":
         return nullcontext, False
     if kind == "fp16" and device.type == "cpu":

@@ -3,13 +3,14 @@
 Checked by tests/training/test_optimize.py.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from training.architectures import Served
 from training.data import Source
@@ -157,18 +158,31 @@ def _fall(anneal: str, progress: float) -> float:
     return 1 - progress if anneal == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
 
-def averaged(recipe: Recipe, model: Served) -> AveragedModel | None:
-    """An exponential moving average of weights and norm statistics, or None where the recipe wants none."""
-    if not recipe.ema:
-        return None
+class Average:
+    """An exponential moving average of a model's weights and norm statistics, in `module`.
+
+    Not torch's AveragedModel: that keeps its count in a tensor, and reading it makes every step wait for the device.
+    """
+
+    def __init__(self, model: Served, decay: float) -> None:
+        self.module = copy.deepcopy(model)
+        self.decay = decay
+        self.count = 0
 
     @torch.no_grad()
-    def blend(mine: Sequence[Tensor], theirs: Sequence[Tensor], count: Tensor | int) -> None:
+    def update(self, model: Served) -> None:
         # Young averages forget faster, or the first random weights would stay in them (TensorFlow's num_updates rule).
-        decay = min(recipe.ema, (1 + int(count)) / (10 + int(count)))
-        if mine[0].is_floating_point():  # tensors come grouped by type; counters of batches are not averaged
-            torch._foreach_lerp_(list(mine), list(theirs), 1 - decay)
-        else:
-            torch._foreach_copy_(list(mine), list(theirs))
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        mine, theirs = self.module.state_dict(), model.state_dict()
+        floats = [name for name, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([mine[name] for name in floats], [theirs[name] for name in floats], 1 - decay)
+        for name in mine.keys() - set(floats):  # counters
+            mine[name].copy_(theirs[name])
+        self.count += 1
 
-    return AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+    def state_dict(self) -> dict[str, Any]:  # Any: tensors and a count
+        return {"count": self.count, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        self.module.load_state_dict(state["module"])

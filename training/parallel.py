@@ -16,12 +16,12 @@ from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import Interrupted, RecipeInvalid
+from training.errors import DeviceUnavailable, Interrupted, RecipeInvalid
 from training.recipes import Recipe
 
 
 class World(Struct, frozen=True):
-    """`rank` of `size` processes, `local_rank` on this machine, computing on a `device` of its own."""
+    """`rank` of `size` processes, computing on a `device` of its own."""
 
     rank: int
     size: int
@@ -86,7 +86,13 @@ def joined(device: torch.device) -> Iterator[World]:
         yield World(rank=0, size=1, device=device)
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        here, there_are = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= there_are:
+            raise DeviceUnavailable(
+                f"process {here + 1} of this machine has no GPU of its own: use --nproc-per-node {there_are}, or "
+                "--device cpu."
+            )
+        device = torch.device("cuda", here)
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10)

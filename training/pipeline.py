@@ -7,6 +7,7 @@ docs/training.md shows the whole of it. Checked by tests/training/test_pipeline.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from msgspec import Struct
 from rich.console import Console
 from torch import nn
 
-from models.manifest import MODEL_FILE, ManifestError, check_files, read_manifest
+from models.manifest import MODEL_FILE, Manifest, ManifestError, check_files, read_manifest
 from training.architectures import build, try_out, wrap
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
 from training.data import SOURCES, DataSet, Source, load
@@ -27,9 +28,19 @@ from training.export import export
 from training.loop import Progress, Trained, choose_device, train
 from training.parallel import World, joined
 from training.progress import shown
-from training.publish import Origin, choose_version, commit, described, highest_version, origin_of, publish, version_dir
+from training.publish import (
+    Origin,
+    choose_version,
+    commit,
+    described,
+    highest_version,
+    origin_of,
+    publish,
+    version_dir,
+    versions,
+)
 from training.quantise import CALIBRATION_IMAGES, compare_speed, quantise
-from training.recipes import Recipe, check
+from training.recipes import Recipe, Scalar, as_scalars, check
 from training.runs import events, new_run, stop_on_signals
 from training.verify import verify, verify_quantised
 
@@ -73,20 +84,25 @@ def make(
         version = choose_version(options.repository, recipe.name, options.version)
         if data is None:
             data = loaded(recipe, options.data_dir, world)
+        elif recipe.limit is not None:
+            some = {"train_x": data.train_x[: recipe.limit], "train_y": data.train_y[: recipe.limit]}
+            data = msgspec.structs.replace(data, **some)
         tries = [
             fit(msgspec.structs.replace(recipe, seed=recipe.seed + n), data, body, options, world, console)
             for n in range(options.seeds)
         ]
-        if not world.is_first:
-            return None
-        trained = tries[0]
-        scores = [evaluate(each.model, data) for each in tries]
-        exported = export(trained.model, recipe, data.source)
-        verified = verify(exported, trained.model, scores[0], data, recipe)
-        origin = origin_of(trained, recipe, by_seed(recipe, scores))
-        metrics = verified.verification.metrics
-        description = described(data, recipe, metrics)
-        published = publish(verified, origin, data, description, recipe.name, options.repository, version)
+    if not world.is_first:
+        return None
+    trained = tries[0]
+    scores = [evaluate(each.model, data) for each in tries]
+    exported = export(trained.model, recipe, data.source)
+    verified = verify(exported, trained.model, scores[0], data, recipe)
+    facts = facts_of(recipe, data, body)
+    metrics = verified.verification.metrics
+    origin = origin_of(trained, facts, by_seed(recipe, scores))
+    published = publish(
+        verified, origin, data, described(data, facts, metrics), recipe.name, options.repository, version
+    )
     tell(console, f"\nPublished {recipe.name} version {version} in {published}")
     tested = f"{len(data.test_x):,} test items, measured with onnxruntime on the exported file"
     tell(console, f"  {worth(metrics)} on {tested}")
@@ -100,6 +116,12 @@ def make(
         tell(console, f"  {options.seeds} seeds: {reached.mean():.4f} on average, ± {reached.std(ddof=1):.4f} (1 sd)")
     tell(console, f"Report: {published / 'report.html'}\nNext: make serve")
     return published
+
+
+def facts_of(recipe: Recipe, data: DataSet, body: nn.Module | None) -> dict[str, Scalar]:
+    """The recipe for the manifest, with what was used where the caller brought data or network."""
+    facts = as_scalars(recipe) | {"dataset": data.source.name}
+    return facts if body is None else facts | {"architecture": type(body).__name__, "width": None}
 
 
 def loaded(recipe: Recipe, data_dir: Path, world: World) -> DataSet:
@@ -119,7 +141,10 @@ def fit(
 ) -> Trained:
     """Train one seed, with its checkpoint, events and progress display."""
     torch.manual_seed(recipe.seed)
-    model = build(recipe, data) if body is None else try_out(wrap(body, recipe, data.source), recipe, data.source)
+    if body is None:
+        model = build(recipe, data)
+    else:  # a copy: every seed starts from the weights that came in, and they stay as they are
+        model = try_out(wrap(copy.deepcopy(body), recipe, data.source), recipe, data.source)
     folder = options.resume or new_run(options.runs, recipe.name)
     resume = read_checkpoint(folder / CHECKPOINT_FILE) if options.resume else None
     many = f", {world.size} processes" if world.size > 1 else ""
@@ -134,8 +159,7 @@ def fit(
         try:
             return train(recipe, model, data, world, watch, keep=keep, resume=resume, stop=stop, source=commit())
         except Interrupted as interrupted:
-            how = f"python -m training {recipe.name} --resume {folder}"
-            raise Interrupted(f"{interrupted}; nothing was published. Go on with: {how}") from None
+            raise Interrupted(f"{interrupted}; nothing was published", folder) from None
 
 
 @contextlib.contextmanager
@@ -170,16 +194,11 @@ def worth(metrics: dict[str, float]) -> str:
 def make_quantised(name: str, of: int | None, options: Options, console: Console) -> Path:
     """An int8 version of a published image model, published as the next version of the same name.
 
-    of       the version to start from; None for the highest
+    of       the version to start from; None for the highest that is not int8 itself
     Raises   VersionUnknown, VerificationFailed
     """
-    of = highest_version(options.repository, name) if of is None else of
-    folder = version_dir(options.repository, name, of)
-    try:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest)
-    except ManifestError as error:
-        raise VersionUnknown(str(error)) from error
+    folder, manifest = float_version(options.repository, name, of)
+    of = manifest.version
     if manifest.dataset is None or manifest.dataset.name not in SOURCES or not manifest.classification:
         raise VersionUnknown(f"{folder} was not trained here on images: there is nothing to calibrate on.")
     version = choose_version(options.repository, name, options.version)
@@ -208,6 +227,22 @@ def make_quantised(name: str, of: int | None, options: Options, console: Console
         f"{speed.ratio:.2f} times as fast",
     )
     return published
+
+
+def float_version(repository: Path, name: str, wanted: int | None) -> tuple[Path, Manifest]:
+    """Raises VersionUnknown."""
+    highest_version(repository, name)
+    for version in sorted(versions(repository, name), reverse=True) if wanted is None else [wanted]:
+        folder = version_dir(repository, name, version)
+        try:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest)
+        except ManifestError as error:
+            raise VersionUnknown(str(error)) from error
+        if manifest.provenance is None or "quantised_from" not in manifest.provenance.recipe:
+            return folder, manifest
+    which = f"version {wanted} is" if wanted else "all its versions are"
+    raise VersionUnknown(f"{repository / name}: {which} int8 already; --of names a float one.")
 
 
 def tell(console: Console, line: str) -> None:

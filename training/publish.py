@@ -7,6 +7,7 @@ No file names a folder of the machine that trained. Checked by tests/training/te
 """
 
 import datetime
+import io
 import platform
 import shutil
 import subprocess
@@ -43,9 +44,9 @@ from models.manifest import (
 )
 from models.manifest import DataSet as DataSetFacts
 from training.data import DataSet, Source
-from training.errors import VersionExists, VersionUnknown
+from training.errors import VersionExists, VersionUnknown, naming
 from training.loop import Progress, Trained
-from training.recipes import Recipe, Scalar, as_scalars
+from training.recipes import Scalar
 from training.report import Answers, Classified, Regressed, write_report
 from training.verify import Verified
 
@@ -72,9 +73,9 @@ class Origin(Struct, frozen=True):
     parameters: int | None = None
 
 
-def origin_of(trained: Trained, recipe: Recipe, seeds: dict[str, float]) -> Origin:
+def origin_of(trained: Trained, recipe: dict[str, Scalar], seeds: dict[str, float]) -> Origin:
     return Origin(
-        recipe=as_scalars(recipe),
+        recipe=recipe,
         device=trained.device,
         seconds=trained.seconds,
         source=", ".join(trained.source),
@@ -107,7 +108,8 @@ def place(repository: Path, name: str, version: int, write: Callable[[Path], Non
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{version}-"))
     try:
         staging.chmod(0o755)  # mkdtemp gives 0700; the service often runs as somebody else
-        write(staging)
+        with naming(target):
+            write(staging)
         refuse_existing(target)
         try:
             staging.rename(target)
@@ -161,7 +163,9 @@ def write_files(folder: Path, verified: Verified, origin: Origin, data: DataSet)
     else:
         (folder / EXAMPLE_ROW_FILE).write_bytes(msgspec.json.encode({"instances": data.test_x[:1].tolist()}) + b"\n")
     if origin.weights is not None:
-        torch.save(origin.weights, folder / WEIGHTS_FILE)
+        weights = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
+        torch.save(origin.weights, weights)
+        (folder / WEIGHTS_FILE).write_bytes(weights.getvalue())
     if origin.history:
         history = msgspec.json.format(msgspec.json.encode(origin.history), indent=2)
         (folder / HISTORY_FILE).write_bytes(history + b"\n")
@@ -231,11 +235,12 @@ def report_answers(verified: Verified, data: DataSet) -> Answers:
     )
 
 
-def described(data: DataSet, recipe: Recipe, metrics: Mapping[str, float]) -> str:
+def described(data: DataSet, recipe: Mapping[str, Scalar], metrics: Mapping[str, float]) -> str:
     """One sentence for lists."""
-    size = "" if recipe.architecture == "linear" else f" of width {recipe.width}"
+    sized = recipe["width"] is not None and recipe["architecture"] != "linear"
+    size = f" of width {recipe['width']}" if sized else ""
     worth = f"{metrics['accuracy']:.2%} right" if "accuracy" in metrics else f"R² {metrics['r2']:.3f}"
-    return f"{data.source.title}: {recipe.architecture}{size}, {worth}."
+    return f"{data.source.title}: {recipe['architecture']}{size}, {worth}."
 
 
 def commit() -> str:

@@ -131,28 +131,36 @@ CIFAR10_RECIPE = Recipe(
     dataset="cifar10",
     architecture="whitened_cnn",
     width=64,  # airbench94's widths: 64, 256, 256; 2 M weights, 118 M multiplications an image
-    epochs=36,  # airbench94 takes 9.9 for 94 % of six views an image; one view and half a point more take longer
+    epochs=60,  # airbench94 takes 9.9 for 94 % of six views an image; one view and half a point more take longer
     batch_size=500,  # divides 50,000; airbench94 takes 1,024
     label_smoothing=0.2,  # airbench94, as the next seven
     logit_scale=1 / 9,
     optimizer="sgd",
-    lr=_AIRBENCH_LR,
+    lr=_AIRBENCH_LR * 9.0 / 11.5,  # airbench96's, which is the one for longer runs; shift and erase likewise
     momentum=0.85,
     weight_decay=0.0153 / 11.5,
     norm_lr_scale=64.0,
     anneal="linear",
     flip="alternating",
-    shift=2,
-    erase=8,  # arXiv 1708.04552 erases 16 of 32 over 200 epochs; runs this short stand less
+    shift=4,
+    erase=12,
     early_side=24,  # half the work of 32, for the epochs in which the rate is still high
-    early_epochs=20,
+    early_epochs=14,
     ema=0.995,  # about two epochs: takes the place of airbench94's lookahead
     min_accuracy=0.945,
 )
 
-# The same in the proportions of 28 pixels.
+# The same in the proportions of 28 pixels, with airbench94's augmentation: half the epochs leave less to be memorised.
 FASHION_MNIST_RECIPE = msgspec.structs.replace(
-    CIFAR10_RECIPE, name="fashion_mnist", dataset="fashion_mnist", epochs=28, erase=7, early_side=21, early_epochs=10
+    CIFAR10_RECIPE,
+    name="fashion_mnist",
+    dataset="fashion_mnist",
+    epochs=28,
+    lr=_AIRBENCH_LR,
+    shift=2,
+    erase=7,
+    early_side=21,
+    early_epochs=10,
 )
 
 # Full batches to the minimum of a convex function: the closed form is the check, not the test score.

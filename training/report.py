@@ -153,7 +153,7 @@ def write_report(
 ) -> None:
     """Write the page to `path`.
 
-    history      one per epoch; empty for a version that was not trained, such as a quantised one
+    history      one per epoch, fewer of a long run; empty for a version that was not trained, such as a quantised one
     parameters   weights of the network, where somebody counted them
     """
     kind = classified(manifest, answers) if isinstance(answers, Classified) else regressed(answers)

@@ -32,7 +32,7 @@ def latest_run(runs: Path, name: str) -> Path:
     found = sorted((runs / name).glob(f"*/{CHECKPOINT_FILE}"))
     if not found:
         raise CheckpointDamaged(
-            f"--resume: no {CHECKPOINT_FILE} below {runs / name}; a run writes one after each epoch."
+            f"--resume: no {CHECKPOINT_FILE} below {runs / name}; a run writes one between epochs and when stopped."
         )
     return found[-1].parent
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from training.data import DataSet, Source
 from training.errors import RecipeInvalid
-from training.optimize import Schedule, averaged, factor, loss_function, norm_parameters, optimizer_of
+from training.optimize import Average, Schedule, factor, loss_function, norm_parameters, optimizer_of
 from training.recipes import MNIST_RECIPE, LrScheduler, Optimizer, Recipe
 
 BARE = Recipe(name="bare", dataset="two", architecture="linear", epochs=2, batch_size=1, lr=0.5)
@@ -350,62 +350,54 @@ def state(module: nn.Module) -> tuple[float, float, int]:
     return values["weight"].item(), values["statistic"].item(), values["counter"].item()
 
 
-def test_without_ema_nothing_is_averaged() -> None:
-    assert averaged(bare(ema=0.0), Counted(0.0, 0.0, 0)) is None  # type: ignore[arg-type]  # any module will do
-
-
 def test_a_young_average_follows_and_counters_are_copied() -> None:
     model = Counted(11.0, 110.0, 1)
-    average = averaged(bare(ema=0.99), model)  # type: ignore[arg-type]
-    assert average is not None
-    average.update_parameters(model)
+    average = Average(model, 0.99)
+    average.update(model)
     assert state(average.module) == (11.0, 110.0, 1), "the first is taken whole"
-    average.update_parameters(model.become(22.0, 220.0, 2))  # 2/11 of what was
+    average.update(model.become(22.0, 220.0, 2))  # 2/11 of what was
     assert state(average.module) == (pytest.approx(2 + 18), pytest.approx(20 + 180), 2)
-    average.update_parameters(model.become(40.0, 400.0, 7))  # 3/12 of what was
+    average.update(model.become(40.0, 400.0, 7))  # 3/12 of what was
     assert state(average.module) == (pytest.approx(5 + 30), pytest.approx(50 + 300), 7)
     assert state(model) == (40.0, 400.0, 7), "the model itself is left alone"
 
 
 def test_a_decay_shorter_than_a_young_averages_is_kept() -> None:
     model = Counted(10.0, 0.0, 0)
-    average = averaged(bare(ema=0.1), model)  # type: ignore[arg-type]
-    assert average is not None
-    average.update_parameters(model)
-    average.update_parameters(model.become(20.0, 0.0, 0))
+    average = Average(model, 0.1)
+    average.update(model)
+    average.update(model.become(20.0, 0.0, 0))
     assert state(average.module)[0] == pytest.approx(1 + 18)
 
 
 def test_an_old_average_forgets_as_slowly_as_the_recipe_says() -> None:
     model = Counted(0.0, 0.0, 0)
-    average = averaged(bare(ema=0.5), model)  # type: ignore[arg-type]
-    assert average is not None
+    average = Average(model, 0.5)
     for _ in range(9):
-        average.update_parameters(model)
-    average.update_parameters(model.become(8.0, 0.0, 0))  # (1 + 9) / (10 + 9) is more than a half
+        average.update(model)
+    average.update(model.become(8.0, 0.0, 0))  # (1 + 9) / (10 + 9) is more than a half
     assert state(average.module)[0] == pytest.approx(4)
 
 
 def test_an_average_goes_on_from_its_state() -> None:
     model = Counted(1.0, 2.0, 3)
-    first, second = (averaged(bare(ema=0.9), model) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (Average(model, 0.9) for _ in range(2))
     assert first is not None
     assert second is not None
     for step in range(5):
-        first.update_parameters(model.become(float(step), step * 2.0, step))
+        first.update(model.become(float(step), step * 2.0, step))
     second.load_state_dict(first.state_dict())
     model.become(100.0, 200.0, 300)
-    first.update_parameters(model)
-    second.update_parameters(model)
+    first.update(model)
+    second.update(model)
     assert state(first.module) == state(second.module)
 
 
 def test_the_recipes_own_network_can_be_averaged(recipe: Recipe, data: DataSet) -> None:
     assert MNIST_RECIPE.ema > 0
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    average = averaged(MNIST_RECIPE, model)  # type: ignore[arg-type]
-    assert average is not None
+    average = Average(model, MNIST_RECIPE.ema)
     for _ in range(3):
         model(torch.rand(4, 1, 8, 8))
-        average.update_parameters(model)
+        average.update(model)
     assert average.module[1].num_batches_tracked.item() == 3

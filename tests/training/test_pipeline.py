@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -60,9 +61,48 @@ def test_a_user_brings_a_network_and_a_data_set(recipe: Recipe, options: Options
     body = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
     published = make(changed(recipe, {"name": "mine"}), options, Console(quiet=True), data=data, body=body)
     assert published is not None
-    model = nn.ModuleDict({"body": body})
     state = torch.load(published / "checkpoint.pt", weights_only=True)
-    assert {name for name in state if name.startswith("body.")} == set(model.state_dict())
+    assert {name for name in state if name.startswith("body.")} == {f"body.{name}" for name in body.state_dict()}
+    assert not torch.equal(state["body.1.weight"], body.state_dict()["1.weight"]), "not trained, or trained in place"
+    manifest = read_manifest(published)
+    assert manifest.description.startswith("MNIST handwritten digits: Sequential, ")
+    assert manifest.provenance is not None
+    assert manifest.provenance.recipe["architecture"] == "Sequential"
+
+
+def test_every_seed_starts_from_the_weights_a_user_brings(recipe: Recipe, options: Options, data: DataSet) -> None:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    short = changed(recipe, {"name": "mine", "epochs": 1})
+    one = make(short, options, Console(quiet=True), data=data, body=body)
+    two = make(short, msgspec.structs.replace(options, seeds=2), Console(quiet=True), data=data, body=body)
+    assert one is not None
+    assert two is not None
+    assert (one / "model.onnx").read_bytes() == (two / "model.onnx").read_bytes()
+
+
+def test_a_network_that_cannot_be_exported_is_named(recipe: Recipe, options: Options, data: DataSet) -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Linear(784, 10)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+                raise RuntimeError("not in a graph")
+            scores: torch.Tensor = self.matrix(pixels.flatten(1))
+            return scores
+
+    short = changed(recipe, {"name": "mine", "epochs": 1})
+    with pytest.raises(RecipeInvalid, match="The network of mine cannot be exported to ONNX"):
+        make(short, options, Console(quiet=True), data=data, body=Stubborn())
+
+
+def test_a_trial_on_own_data_takes_the_first_items(recipe: Recipe, options: Options, data: DataSet) -> None:
+    published = make(changed(recipe, {"limit": 64, "min_accuracy": 1}), options, Console(quiet=True), data=data)
+    assert published is not None
+    manifest = read_manifest(published)
+    assert manifest.dataset is not None
+    assert manifest.dataset.train_items == 64
 
 
 def test_several_seeds_are_reported_and_the_first_is_published(
@@ -156,6 +196,13 @@ def test_an_int8_version_is_published_beside_the_float_one(
     (logits,) = session.run(["logits"], dict(golden.inputs))
     np.testing.assert_allclose(logits, golden.outputs["logits"], atol=1e-5)
     assert "3.00 times as fast" in written.getvalue()
+
+    again = make_quantised(
+        "tiny", None, options, Console(quiet=True)
+    )  # of the float version again, not of the int8 one
+    assert read_manifest(again).provenance.recipe["quantised_from"] == 1  # type: ignore[union-attr]  # it has one
+    with pytest.raises(VersionUnknown, match="version 2 is int8 already"):
+        make_quantised("tiny", 2, options, Console(quiet=True))
 
 
 def test_only_what_is_there_and_intact_is_quantised(recipe: Recipe, options: Options, data: DataSet) -> None:

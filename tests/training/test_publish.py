@@ -18,13 +18,13 @@ from training.errors import VersionExists, VersionUnknown
 from training.export import Exported
 from training.loop import Trained
 from training.publish import Origin, choose_version, commit, highest_version, origin_of, publish
-from training.recipes import Recipe
+from training.recipes import Recipe, as_scalars
 from training.verify import Verified
 
 
 @pytest.fixture(scope="module")
 def origin(trained: Trained, recipe: Recipe) -> Origin:
-    return origin_of(trained, recipe, {"0": 0.5, "1": 0.7})
+    return origin_of(trained, as_scalars(recipe), {"0": 0.5, "1": 0.7})
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import count
 
+import msgspec
 import pytest
 import torch
 
@@ -82,6 +83,12 @@ def test_seconds_and_commits_add_up(recipe: Recipe, data: DataSet) -> None:
     resumed = fitted(recipe, data, resume=kept[-1], source="second")
     assert resumed.source == ("first", "second")
     assert resumed.seconds > kept[-1].seconds > 0
+
+
+def test_a_checkpoint_of_more_processes_is_refused(recipe: Recipe, data: DataSet) -> None:
+    checkpoint = msgspec.structs.replace(stopped(recipe, data, 2), processes=2)
+    with pytest.raises(CheckpointDamaged, match=r"another number of processes \(2\), not to 1"):
+        fitted(recipe, data, resume=checkpoint)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(recipe: Recipe, data: DataSet) -> None:
