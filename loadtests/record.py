@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -245,8 +246,10 @@ def look_at_packages() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
-    wrk = subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False).stdout
-    found["wrk"] = " ".join(wrk.split()[1:2])
+    found["wrk"] = "absent"
+    if shutil.which("wrk"):
+        said = subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False).stdout
+        found["wrk"] = said.split()[1]
     # The package that owns the module may be the one for GPUs.
     if found["onnxruntime"] == "absent":
         found["onnxruntime"] = version("onnxruntime-gpu")

@@ -10,10 +10,8 @@ the manifest is measured once, afterwards. Checked by tests/training/test_loop.p
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -25,8 +23,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from training.architectures import Served, to_pixels
 from training.augment import AlternatingFlip, augmentation
 from training.checkpoint import Checkpoint
-from training.data import DataSet, Source, on_device
-from training.errors import CheckpointDamaged, DeviceUnavailable, Diverged, Interrupted, RecipeInvalid
+from training.data import DataSet, on_device
+from training.device import mixed_precision, prepare
+from training.errors import CheckpointDamaged, Diverged, Interrupted, RecipeInvalid
 from training.optimize import Average, LossFunction, Schedule, loss_function, optimizer_of
 from training.parallel import World
 from training.recipes import Recipe
@@ -115,16 +114,21 @@ def train(
     run = Run(recipe, model, data, world, source)
     if resume is not None:
         run.restore(resume)
-    while run.epoch < recipe.epochs and not run.is_stalled():
-        for batch in run.batches():
-            run.take_step(*batch)
-            if run.step % STEPS_BETWEEN_REPORTS == 0 and run.step < run.steps:
-                run.report(watch, ends_epoch=False)
-            if world.any(stop()):
-                run.save(keep)
-                raise Interrupted(f"stopped in epoch {run.epoch + 1} of {recipe.epochs}, after step {run.step}")
-        run.finish_epoch(watch)
-        run.save_now_and_then(keep)
+    try:
+        while run.epoch < recipe.epochs and not run.is_stalled():
+            for batch in run.batches():
+                run.take_step(*batch)
+                if run.step % STEPS_BETWEEN_REPORTS == 0 and run.step < run.steps:
+                    run.report(watch, ends_epoch=False)
+                if world.any(stop()):
+                    run.save(keep)
+                    raise Interrupted(f"stopped in epoch {run.epoch + 1} of {recipe.epochs}, after step {run.step}")
+            run.finish_epoch(watch)
+            run.save_now_and_then(keep)
+    finally:
+        # DistributedDataParallel holds the process group. A traceback would hold this frame and both, and gloo's
+        # threads, which end with the group, abort the process when they outlive the interpreter.
+        del run.scores
     return run.result()
 
 
@@ -366,43 +370,3 @@ def refuse_divergence(recipe: Recipe, progress: Progress) -> None:
             f"Lower the learning rate (--lr, now {recipe.lr:g}), lengthen its warm-up (--warm-up, now "
             f"{recipe.warm_up:g}) or limit the gradient (--clip-norm)."
         )
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises DeviceUnavailable."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DeviceUnavailable("--device cuda, but torch sees no CUDA device here; use --device auto or cpu.")
-    return torch.device(wanted)
-
-
-def prepare(recipe: Recipe, device: torch.device) -> None:
-    """Torch's global switches."""
-    torch.use_deterministic_algorithms(recipe.deterministic)
-    if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not recipe.deterministic
-
-
-def mixed_precision(
-    recipe: Recipe, source: Source, device: torch.device
-) -> tuple[Callable[[], AbstractContextManager[object]], bool]:
-    """The context a forward pass runs in, and whether its gradients need scaling.
-
-    auto is bfloat16 where the device multiplies it: faster than float32 there, and slower than it elsewhere; a number
-    to predict needs more digits than it has. Raises DeviceUnavailable for fp16 on a CPU.
-    """
-    kind = recipe.precision
-    if kind == "auto":
-        if device.type == "cuda":
-            multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            multiplies = torch.cpu._is_avx512_bf16_supported()
-        kind = "bf16" if multiplies and source.labels else "fp32"
-    if kind == "fp32":
-        return nullcontext, False
-    if kind == "fp16" and device.type == "cpu":
-        raise DeviceUnavailable("--precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU.")
-    dtype = torch.bfloat16 if kind == "bf16" else torch.float16
-    return lambda: torch.autocast(device.type, dtype=dtype), kind == "fp16"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed
+import torch.distributed.nn  # before there is a group: its functions take the one there is for a default, and keep it
 from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel

@@ -22,10 +22,11 @@ from models.manifest import MODEL_FILE, Manifest, ManifestError, check_files, re
 from training.architectures import build, try_out, wrap
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
 from training.data import SOURCES, DataSet, Source, load
+from training.device import choose_device
 from training.errors import Interrupted, RecipeInvalid, VersionUnknown
 from training.evaluate import Score, evaluate
 from training.export import export
-from training.loop import Progress, Trained, choose_device, train
+from training.loop import Progress, Trained, train
 from training.parallel import World, joined
 from training.progress import shown
 from training.publish import (

@@ -7,13 +7,12 @@ import torch
 from tests.training.conftest import fitted
 from training.architectures import build
 from training.data import DataSet
-from training.errors import DeviceUnavailable, Diverged, RecipeInvalid
-from training.loop import Progress, Trained, choose_device, train
+from training.errors import Diverged, RecipeInvalid
+from training.loop import Progress, Trained, train
 from training.parallel import World
 from training.recipes import Recipe, changed
 
-CPU = torch.device("cpu")
-ALONE = World(rank=0, size=1, device=CPU)
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 def ignore(progress: Progress) -> None:
@@ -68,17 +67,6 @@ def test_fewer_items_than_a_batch_still_train(recipe: Recipe, data: DataSet) -> 
     assert [report.items for report in trained.history] == [5, 10, 15]
 
 
-def test_auto_is_cuda_where_there_is_one() -> None:
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert choose_device("cpu") == CPU
-
-
-def test_asking_for_cuda_without_one_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceUnavailable, match="use --device auto or cpu"):
-        choose_device("cuda")
-
-
 @pytest.mark.gpu
 def test_training_on_cuda_gives_a_model_on_the_cpu(recipe: Recipe, data: DataSet) -> None:
     if not torch.cuda.is_available():
@@ -93,11 +81,11 @@ def test_rows_and_a_number_are_learnt_too(recipe: Recipe, rows: DataSet) -> None
     plain = changed(
         recipe,
         {"architecture": "linear", "loss": "mse", "optimizer": "sgd", "lr": 0.1, "epochs": 150, "precision": "fp32"}
-        | dict.fromkeys(("rotate", "translate", "scale", "shear"), 0),
+        | dict.fromkeys(("rotate", "translate", "scale", "shear", "weight_decay"), 0),
     )
     trained = fitted(plain, rows)
     assert trained.history[-1].accuracy is None
-    assert trained.history[-1].loss < 0.05  # the noise has a variance of 0.01
+    assert trained.history[-1].loss < 0.02  # the noise has a variance of 0.01
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce", "mse"])
@@ -153,24 +141,6 @@ def test_a_clipped_gradient_moves_the_weights_less(recipe: Recipe, data: DataSet
 def build_seeded(recipe: Recipe, data: DataSet) -> torch.nn.Module:
     torch.manual_seed(recipe.seed)
     return build(recipe, data)
-
-
-def test_half_precision_on_a_cpu_is_refused(recipe: Recipe, data: DataSet) -> None:
-    with pytest.raises(DeviceUnavailable, match="--precision fp16 needs a CUDA device"):
-        fitted(changed(recipe, {"precision": "fp16"}), data)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_precision_of_a_cpu_learns(recipe: Recipe, data: DataSet, precision: str) -> None:
-    history = fitted(changed(recipe, {"precision": precision}), data).history
-    assert history[-1].loss < history[0].loss
-
-
-def test_the_deterministic_switch_is_set_and_taken_back(recipe: Recipe, data: DataSet) -> None:
-    fitted(changed(recipe, {"deterministic": True, "epochs": 1}), data)
-    assert torch.are_deterministic_algorithms_enabled()
-    fitted(changed(recipe, {"epochs": 1}), data)
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_images_of_the_early_epochs_are_smaller(recipe: Recipe, data: DataSet) -> None:

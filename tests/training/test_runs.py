@@ -76,7 +76,7 @@ def test_without_a_checkpoint_the_folder_searched_is_named(tmp_path: Path, files
     with pytest.raises(CheckpointDamaged) as raised:
         latest_run(tmp_path, "mnist")
     assert str(raised.value) == (
-        f"--resume: no checkpoint.pt below {tmp_path / 'mnist'}; a run writes one after each epoch."
+        f"--resume: no checkpoint.pt below {tmp_path / 'mnist'}; a run writes one between epochs and when stopped."
     )
 
 

@@ -77,6 +77,10 @@ def run(folder: Path, stop_after: int | None, resume: Checkpoint | None) -> None
             (folder / "history.json").write_bytes(msgspec.json.encode(trained.history))
 
 
+def threads() -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
 if __name__ == "__main__":
     where, how = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     run(
@@ -84,3 +88,4 @@ if __name__ == "__main__":
         stop_after=int(how) if how and how != "resume" else None,
         resume=read_checkpoint(where / "checkpoint.pt") if how == "resume" else None,
     )
+    assert not [name for name in threads() if "gloo" in name], "threads that can abort the process when it ends"

@@ -1,6 +1,7 @@
 """The load tests' own arithmetic: what counts as a wrong answer, how CPU time is added up, what a record says."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -281,4 +282,6 @@ def test_the_machine_is_described_without_its_name() -> None:
     machine = record.look_at_machine(2)
     assert machine.cpu
     assert machine.memory_gib > 0
-    assert record.look_at_packages()["python"].startswith("3.")
+    packages = record.look_at_packages()
+    assert packages["python"].startswith("3.")
+    assert (packages["wrk"] == "absent") == (shutil.which("wrk") is None)
