@@ -22,7 +22,7 @@ from training.catalogue import print_catalogue, print_version
 from training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from training.data import MNIST, SOURCES, load, write_samples
 from training.errors import Interrupted, RecipeInvalid, TrainingError
-from training.pipeline import Options, make, make_quantised, tell
+from training.pipeline import Options, command_to_serve, make, make_quantised, tell
 from training.recipes import RECIPES, Recipe, changed, limited
 from training.runs import latest_run
 
@@ -107,7 +107,7 @@ def do_publish(given: argparse.Namespace, console: Console) -> None:
     published = publish_onnx(
         given.onnx, given.name, given.repository, version=given.version, labels=given.labels, rows=given.golden
     )
-    tell(console, f"Published {published}\nNext: make serve")
+    tell(console, f"Published {published}\nNext: {command_to_serve(given.repository)}")
 
 
 def do_samples(given: argparse.Namespace, console: Console) -> None:

@@ -193,16 +193,23 @@ WHITENING_ITEMS = 5000  # arXiv 2404.00498 §3.2: statistics of the first 5,000 
 
 class WhitenedCNN(nn.Module):
     """airbench94's network (arXiv 2404.00498): fixed 2x2 patch whitening, then three stages that pool before they
-    normalise. Convolutions start as the identity where they can, norms have a bias and no scale."""
+    normalise. Convolutions start as the identity where they can, norms have a bias and no scale.
 
-    def __init__(self, channels: int, width: int, labels: int, logit_scale: float, dropout: float) -> None:
+    residual   airbench96's: a third convolution in each stage, and the stage's pooled features added behind it
+    """
+
+    def __init__(
+        self, channels: int, width: int, labels: int, logit_scale: float, dropout: float, residual: bool
+    ) -> None:
         super().__init__()
         whitened = 8 * channels  # the 4 * channels eigenvectors and their opposites
         self.whitening = nn.Conv2d(channels, whitened, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
         self.activation = nn.GELU()
         self.stages = nn.Sequential(
-            *_pooled_stage(whitened, width), *_pooled_stage(width, 4 * width), *_pooled_stage(4 * width, 4 * width)
+            *_pooled_stage(whitened, width, residual),
+            *_pooled_stage(width, 4 * width, residual),
+            *_pooled_stage(4 * width, 4 * width, residual),
         )
         self.head = nn.Sequential(
             nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * width, labels, bias=False)
@@ -221,6 +228,12 @@ class WhitenedCNN(nn.Module):
         filters = (directions / (variance + 5e-4).sqrt()).T.flip(0).reshape(-1, images.shape[1], 2, 2)
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
         self.whitening.bias.zero_()  # type: ignore[union-attr]  # Conv2d has one unless told otherwise
+
+
+def whitened_cnn(source: Source, recipe: Recipe, residual: bool) -> nn.Module:
+    return WhitenedCNN(
+        source.shape[2], recipe.width, len(source.labels), recipe.logit_scale, recipe.dropout, residual=residual
+    )
 
 
 class ResNet(nn.Module):
@@ -276,16 +289,30 @@ def _convolution(channels_in: int, channels_out: int, padding: int = 1, stride: 
     return convolution, nn.BatchNorm2d(channels_out), nn.ReLU()
 
 
-def _pooled_stage(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-    return (
+def _pooled_stage(channels_in: int, channels_out: int, residual: bool) -> tuple[nn.Module, ...]:
+    pooled = (
         _identity_convolution(channels_in, channels_out),
         nn.MaxPool2d(2),
         _bias_norm(channels_out),
         nn.GELU(),
-        _identity_convolution(channels_out, channels_out),
-        _bias_norm(channels_out),
-        nn.GELU(),
     )
+    second = (_identity_convolution(channels_out, channels_out), _bias_norm(channels_out))
+    if not residual:
+        return *pooled, *second, nn.GELU()
+    third = (_identity_convolution(channels_out, channels_out), _bias_norm(channels_out))
+    return *pooled, Added(nn.Sequential(*second, nn.GELU(), *third)), nn.GELU()
+
+
+class Added(nn.Module):
+    """What goes in and what `residual` makes of it, together."""
+
+    def __init__(self, residual: nn.Module) -> None:
+        super().__init__()
+        self.residual = residual
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = features + self.residual(features)
+        return found
 
 
 def _identity_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -316,9 +343,8 @@ _BODIES: Mapping[Architecture, Callable[[Source, Recipe], nn.Module]] = {
     "mlp": mlp,
     "lenet": lenet,
     "plain_cnn": plain_cnn,
-    "whitened_cnn": lambda source, recipe: WhitenedCNN(
-        source.shape[2], recipe.width, len(source.labels), recipe.logit_scale, recipe.dropout
-    ),
+    "whitened_cnn": lambda source, recipe: whitened_cnn(source, recipe, residual=False),
+    "whitened_resnet": lambda source, recipe: whitened_cnn(source, recipe, residual=True),
     "resnet": lambda source, recipe: ResNet(source.shape[2], recipe.width, len(source.labels), recipe.dropout),
 }
 

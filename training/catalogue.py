@@ -90,7 +90,8 @@ def facts(manifest: Manifest, folder: Path) -> Iterator[tuple[str, str]]:
     if manifest.provenance:
         origin = manifest.provenance
         yield "recipe", ", ".join(f"{name}={value}" for name, value in origin.recipe.items())
-        yield "trained", f"{origin.seconds:,.0f} s on {origin.device}, at {origin.source}"
+        made = "quantised" if "quantised_from" in origin.recipe else "trained"
+        yield made, f"in {origin.seconds:,.0f} s on {origin.device}, at {origin.source}"
         if origin.seeds:
             yield "seeds", ", ".join(f"{seed}: {reached:.4f}" for seed, reached in origin.seeds.items())
     yield "files", "\n".join(f"{folder / name}  {file.bytes:,} bytes" for name, file in manifest.files.items())

@@ -8,6 +8,8 @@ docs/training.md shows the whole of it. Checked by tests/training/test_pipeline.
 
 import contextlib
 import copy
+import shlex
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,6 +97,7 @@ def make(
     if not world.is_first:
         return None
     trained = tries[0]
+    tell(console, "Exporting, and measuring the file on the test set ...")
     scores = [evaluate(each.model, data) for each in tries]
     exported = export(trained.model, recipe, data.source)
     verified = verify(exported, trained.model, scores[0], data, recipe)
@@ -115,8 +118,14 @@ def make(
     if options.seeds > 1:
         reached = np.array(list(origin.seeds.values()))
         tell(console, f"  {options.seeds} seeds: {reached.mean():.4f} on average, ± {reached.std(ddof=1):.4f} (1 sd)")
-    tell(console, f"Report: {published / 'report.html'}\nNext: make serve")
+    tell(console, f"Report: {published / 'report.html'}\nNext: {command_to_serve(options.repository)}")
     return published
+
+
+def command_to_serve(repository: Path) -> str:
+    if repository == Options().repository:
+        return "make serve"
+    return shlex.join(["python", "-m", "service", "serve", "--repository", str(repository)])
 
 
 def facts_of(recipe: Recipe, data: DataSet, body: nn.Module | None) -> dict[str, Scalar]:
@@ -206,7 +215,9 @@ def make_quantised(name: str, of: int | None, options: Options, console: Console
     data = load(SOURCES[manifest.dataset.name], options.data_dir)
     reference = (folder / MODEL_FILE).read_bytes()
 
+    started_at = time.monotonic()
     small = quantise(reference, data.train_x)
+    seconds = time.monotonic() - started_at
     speed = compare_speed(reference, small, data.test_x)
     verified = verify_quantised(small, reference, data, speed)
     metrics = verified.verification.metrics
@@ -214,7 +225,7 @@ def make_quantised(name: str, of: int | None, options: Options, console: Console
         recipe=(manifest.provenance.recipe if manifest.provenance else {})
         | {"quantised_from": of, "calibration_images": CALIBRATION_IMAGES},
         device="cpu",
-        seconds=0.0,
+        seconds=seconds,
         source=commit(),
     )
     faster = f"{speed.ratio:.1f} times as fast on a CPU"

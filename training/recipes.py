@@ -17,7 +17,7 @@ from training.errors import RecipeInvalid
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Scalar = str | int | float | bool | None
 
-Architecture = Literal["linear", "mlp", "lenet", "plain_cnn", "whitened_cnn", "resnet"]
+Architecture = Literal["linear", "mlp", "lenet", "plain_cnn", "whitened_cnn", "whitened_resnet", "resnet"]
 Loss = Literal["cross_entropy", "bce", "mse"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta"]
 LrScheduler = Literal["constant", "step", "cosine", "onecycle", "plateau"]

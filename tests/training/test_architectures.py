@@ -1,4 +1,5 @@
 import copy
+from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from training.architectures import (
+    Added,
     Classifier,
     Regressor,
     WhitenedCNN,
@@ -20,7 +22,7 @@ from training.architectures import (
 from training.data import DataSet, own_data
 from training.errors import RecipeInvalid
 from training.export import export
-from training.recipes import CIFAR10_RECIPE, MNIST_RECIPE, Recipe, changed
+from training.recipes import CIFAR10_RECIPE, MNIST_RECIPE, Architecture, Recipe, changed
 
 
 class Passing(nn.Module):
@@ -80,7 +82,7 @@ def test_the_checkpoint_carries_the_normalisation(data: DataSet) -> None:
     assert state["deviation"].item() == pytest.approx(data.source.deviation[0])
 
 
-@pytest.mark.parametrize("architecture", ["linear", "mlp", "lenet", "plain_cnn", "whitened_cnn", "resnet"])
+@pytest.mark.parametrize("architecture", get_args(Architecture))
 @pytest.mark.parametrize("coloured", [True, False])
 def test_every_architecture_exports_to_what_torch_gives(
     architecture: str, coloured: bool, photos: DataSet, data: DataSet
@@ -135,6 +137,21 @@ def test_norms_behind_a_pool_are_folded_without_changing_an_answer(photos: DataS
     image = torch.from_numpy(photos.test_x)
     with torch.inference_mode():
         torch.testing.assert_close(small_model(image)[0], model(image)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_residual_network_is_airbench96s(photos: DataSet) -> None:
+    def weights(width: int) -> int:
+        whitening = 24 * 12 + 24
+        stages = [(24, width), (width, 4 * width), (4 * width, 4 * width)]
+        convolutions = sum(9 * (before + 2 * after) * after for before, after in stages)
+        norms = sum(3 * 2 * after for _, after in stages)
+        return whitening + convolutions + norms + 4 * width * 3
+
+    body = build(small("whitened_resnet", photos), photos).body
+    assert sum(isinstance(module, nn.Conv2d) for module in body.modules()) == 10
+    assert sum(parameter.numel() for parameter in body.parameters()) == weights(4)
+    kept = Added(nn.ReLU())(torch.tensor([-1.0, 2.0]))
+    assert kept.tolist() == [-1.0, 4.0]
 
 
 def test_a_norm_with_a_negative_scale_is_not_folded_through_a_pool(photos: DataSet) -> None:

@@ -509,7 +509,9 @@ def test_the_command_publishes_and_says_where(
     more = ["--labels", str(tmp_path / "labels.txt"), "--golden", str(tmp_path / "rows.npz"), "--version", "4"]
     assert main(arguments + more) == 0
     folder = repository / "mine" / "4"
-    assert f"Published {folder}\nNext: make serve" in capsys.readouterr().out
+    assert (
+        f"Published {folder}\nNext: python -m service serve --repository {folder.parents[1]}" in capsys.readouterr().out
+    )
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     assert manifest.classification == Classification("probabilities", ("a", "b", "c"))

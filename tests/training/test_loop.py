@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import msgspec
 import pytest
@@ -141,6 +142,21 @@ def test_a_clipped_gradient_moves_the_weights_less(recipe: Recipe, data: DataSet
 def build_seeded(recipe: Recipe, data: DataSet) -> torch.nn.Module:
     torch.manual_seed(recipe.seed)
     return build(recipe, data)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_what_the_plain_one_does(
+    recipe: Recipe, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = changed(recipe, {"architecture": "mlp", "epochs": 1, "precision": "fp32"})
+    plain = fitted(short, data)
+    real, modules = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda module: modules.append(module) or real(module))
+    compiled = fitted(changed(short, {"compile": True}), data)
+    assert len(modules) == 1
+    assert compiled.history[0].loss == pytest.approx(plain.history[0].loss, rel=1e-4)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_images_of_the_early_epochs_are_smaller(recipe: Recipe, data: DataSet) -> None:

@@ -17,7 +17,7 @@ import training.quantise
 from models.manifest import check_files, read_golden, read_manifest
 from training.data import DataSet, Source
 from training.errors import CheckpointDamaged, RecipeInvalid, VerificationFailed, VersionExists, VersionUnknown
-from training.pipeline import Options, make, make_quantised
+from training.pipeline import Options, command_to_serve, make, make_quantised
 from training.quantise import Speed
 from training.recipes import LINEAR_REGRESSION_RECIPE, Recipe, changed
 from training.runs import latest_run
@@ -52,7 +52,7 @@ def test_the_whole_way_from_data_to_a_version_that_loads(
     text = written.getvalue()
     assert f"Published tiny version 1 in {published}" in text
     assert f"{accuracy:.2%} right on 200 test items" in text
-    assert "Next: make serve" in text
+    assert f"Next: python -m service serve --repository {options.repository}" in text
     run = latest_run(options.runs, "tiny")
     assert list(run.glob("events.out.tfevents.*"))
 
@@ -196,10 +196,10 @@ def test_an_int8_version_is_published_beside_the_float_one(
     (logits,) = session.run(["logits"], dict(golden.inputs))
     np.testing.assert_allclose(logits, golden.outputs["logits"], atol=1e-5)
     assert "3.00 times as fast" in written.getvalue()
+    assert manifest.provenance.seconds > 0
 
-    again = make_quantised(
-        "tiny", None, options, Console(quiet=True)
-    )  # of the float version again, not of the int8 one
+    again = make_quantised("tiny", None, options, Console(quiet=True))
+    # Of the float version again, not of the int8 one.
     assert read_manifest(again).provenance.recipe["quantised_from"] == 1  # type: ignore[union-attr]  # it has one
     with pytest.raises(VersionUnknown, match="version 2 is int8 already"):
         make_quantised("tiny", 2, options, Console(quiet=True))
@@ -225,3 +225,8 @@ def test_progress_is_seen_by_the_display_and_by_tensorboard(recipe: Recipe, opti
     losses = [event.value for event in events.Scalars("train/loss")]
     assert len(losses) == recipe.epochs
     assert f"loss {losses[-1]:.4f}" in written.getvalue()
+
+
+def test_the_bundled_models_are_served_by_make() -> None:
+    assert command_to_serve(Path("models")) == "make serve"
+    assert command_to_serve(Path("my models")) == "python -m service serve --repository 'my models'"
