@@ -23,7 +23,7 @@ from training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from training.data import MNIST, SOURCES, load, write_samples
 from training.errors import Interrupted, RecipeInvalid, TrainingError
 from training.pipeline import Options, command_to_serve, make, make_quantised, tell
-from training.recipes import RECIPES, Recipe, changed, limited
+from training.recipes import RECIPES, Recipe, changed
 from training.runs import latest_run
 
 
@@ -60,7 +60,7 @@ def do_make(given: argparse.Namespace, console: Console) -> None:
         resume=run_to_resume(given, recipe.name),
     )
     if options.resume is None:
-        make(recipe_of(recipe, given), options, console)
+        make(changed(recipe, given_fields(given)), options, console)
         return
     if given_fields(given) or given.seeds > 1:
         raise RecipeInvalid("--resume goes on with the recipe it started with: leave out the fields and --seeds.")
@@ -84,12 +84,6 @@ def run_to_resume(given: argparse.Namespace, name: str) -> Path | None:
     if given.resume is None:
         return None
     return latest_run(given.runs, name) if given.resume == LATEST else Path(given.resume)
-
-
-def recipe_of(recipe: Recipe, given: argparse.Namespace) -> Recipe:
-    fields = given_fields(given)
-    recipe = changed(recipe, fields)
-    return recipe if recipe.limit is None else limited(recipe, recipe.limit)
 
 
 def given_fields(given: argparse.Namespace) -> dict[str, Any]:  # Any: strings and booleans

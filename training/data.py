@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -57,7 +58,7 @@ class Source(Struct, frozen=True, kw_only=True):
 
 class DataSet(Struct, frozen=True):
     """Images uint8 [n, height, width, channels] with labels uint8 [n], or rows float32 [n, features] with numbers
-    float32 [n]. The source's digest is that of the whole set, also where `limit` left some of it out."""
+    float32 [n]. The source's digest is that of the whole set, also where `first` left some of it out."""
 
     source: Source
     train_x: Array
@@ -115,8 +116,8 @@ AUTO_MPG = Source(
 SOURCES: Mapping[str, Source] = {source.name: source for source in (MNIST, FASHION_MNIST, CIFAR10, AUTO_MPG)}
 
 
-def load(source: Source, data_dir: Path, limit: int | None = None) -> DataSet:
-    """The set, or its first `limit` training items with the whole test set.
+def load(source: Source, data_dir: Path) -> DataSet:
+    """From the cache, or downloaded into it.
 
     Raises   DataUnavailable where it is neither cached nor downloadable, DataDamaged where the cache holds other bytes
     """
@@ -134,11 +135,16 @@ def load(source: Source, data_dir: Path, limit: int | None = None) -> DataSet:
     items = {name: arrays[name].reshape(-1, *source.shape) for name in ("train_x", "test_x")}
     return DataSet(
         source=source,
-        train_x=items["train_x"][:limit],
-        train_y=arrays["train_y"][:limit],
+        train_x=items["train_x"],
+        train_y=arrays["train_y"],
         test_x=items["test_x"],
         test_y=arrays["test_y"],
     )
+
+
+def first(data: DataSet, items: int | None) -> DataSet:
+    """The first training `items`, all where it is None, and the whole test set."""
+    return msgspec.structs.replace(data, train_x=data.train_x[:items], train_y=data.train_y[:items])
 
 
 def read_auto_mpg() -> Mapping[str, Array]:

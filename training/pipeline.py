@@ -23,7 +23,7 @@ from torch import nn
 from models.manifest import MODEL_FILE, Manifest, ManifestError, check_files, read_manifest
 from training.architectures import build, try_out, wrap
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint, write_checkpoint
-from training.data import SOURCES, DataSet, Source, load
+from training.data import SOURCES, DataSet, Source, first, load
 from training.device import choose_device
 from training.errors import Interrupted, RecipeInvalid, VersionUnknown
 from training.evaluate import Score, evaluate
@@ -85,11 +85,7 @@ def make(
         if not world.is_first:
             console = Console(quiet=True)
         version = choose_version(options.repository, recipe.name, options.version)
-        if data is None:
-            data = loaded(recipe, options.data_dir, world)
-        elif recipe.limit is not None:
-            some = {"train_x": data.train_x[: recipe.limit], "train_y": data.train_y[: recipe.limit]}
-            data = msgspec.structs.replace(data, **some)
+        data = first(loaded(recipe, options.data_dir, world) if data is None else data, recipe.limit)
         tries = [
             fit(msgspec.structs.replace(recipe, seed=recipe.seed + n), data, body, options, world, console)
             for n in range(options.seeds)
@@ -136,7 +132,7 @@ def facts_of(recipe: Recipe, data: DataSet, body: nn.Module | None) -> dict[str,
 
 def loaded(recipe: Recipe, data_dir: Path, world: World) -> DataSet:
     with world.first_goes_ahead():  # it downloads, and the others find the cache
-        return load(source_of(recipe), data_dir, recipe.limit)
+        return load(source_of(recipe), data_dir)
 
 
 def source_of(recipe: Recipe) -> Source:

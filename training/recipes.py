@@ -216,11 +216,6 @@ def check(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def limited(recipe: Recipe, items: int) -> Recipe:
-    """The same recipe on its first `items` training items, as a trial: published without asking for accuracy."""
-    return msgspec.structs.replace(recipe, limit=items, min_accuracy=0.0, min_r2=None)
-
-
 def as_scalars(recipe: Recipe) -> dict[str, Scalar]:
     """Flat, for the manifest's provenance."""
     scalars: dict[str, Scalar] = msgspec.to_builtins(recipe)

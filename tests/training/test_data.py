@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import training.data
-from training.data import ARRAYS, DataSet, Source, digest, load, write_samples
+from training.data import ARRAYS, DataSet, Source, digest, first, load, write_samples
 from training.errors import DataDamaged, DataUnavailable
 
 
@@ -44,7 +44,9 @@ def test_images_have_a_channel_axis_and_labels_stay_beside_them(source: Source, 
 
 
 def test_a_limit_takes_the_first_training_items_and_the_whole_test_set(source: Source, data_dir: Path) -> None:
-    limited, whole = load(source, data_dir, limit=7), load(source, data_dir)
+    whole = load(source, data_dir)
+    limited = first(whole, 7)
+    assert len(first(whole, None).train_x) == 300
     np.testing.assert_array_equal(limited.train_x, whole.train_x[:7])
     np.testing.assert_array_equal(limited.train_y, whole.train_y[:7])
     assert len(limited.test_x) == 200

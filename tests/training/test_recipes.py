@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from training.data import MNIST, SOURCES
 from training.errors import RecipeInvalid
-from training.recipes import CIFAR10_RECIPE, MNIST_RECIPE, RECIPES, Recipe, as_scalars, changed, check, limited
+from training.recipes import CIFAR10_RECIPE, MNIST_RECIPE, RECIPES, Recipe, as_scalars, changed, check
 
 
 def test_a_recipe_is_found_under_its_own_name_and_its_data_set_exists() -> None:
@@ -21,12 +21,6 @@ def test_a_recipe_is_found_under_its_own_name_and_its_data_set_exists() -> None:
 def test_a_recipe_cannot_be_changed_in_place() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         MNIST_RECIPE.epochs = 1  # type: ignore[misc]  # what is tested
-
-
-def test_a_limited_recipe_is_a_trial_and_says_so() -> None:
-    trial = limited(MNIST_RECIPE, 300)
-    assert (trial.limit, trial.min_accuracy) == (300, 0.0)
-    assert (MNIST_RECIPE.limit, MNIST_RECIPE.min_accuracy) == (None, 0.997)
 
 
 def test_provenance_is_flat_and_complete() -> None:
