@@ -8,7 +8,6 @@ optimizer, schedule, averages and the place in the epoch are all. Read with `wei
 Checked by tests/training/test_checkpoint.py.
 """
 
-import errno
 import io
 import os
 import pickle
@@ -20,7 +19,7 @@ import msgspec
 import torch
 from msgspec import Struct
 
-from training.errors import CheckpointDamaged
+from training.errors import CheckpointDamaged, naming
 from training.recipes import Recipe
 
 FORMAT = 1
@@ -56,17 +55,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = {field: getattr(checkpoint, field) for field in checkpoint.__struct_fields__}
     content |= {"format": FORMAT, "recipe": msgspec.to_builtins(checkpoint.recipe)}
     try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
+        with naming(partial), partial.open("wb") as file:
+            file.write(serialised(content))
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # torch's zip writer hides a full disk behind one
+        partial.replace(path)
+    finally:
         partial.unlink(missing_ok=True)
-        raise OSError(errno.EIO, f"could not be written ({error})", str(partial)) from error
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(partial)) from error
-    partial.replace(path)
+
+
+def serialised(content: dict[str, Any]) -> bytes:  # Any: what `torch.load(..., weights_only=True)` reads
+    """In memory, because torch hides a full disk behind a RuntimeError where it writes the file itself."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

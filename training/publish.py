@@ -7,7 +7,6 @@ No file names a folder of the machine that trained. Checked by tests/training/te
 """
 
 import datetime
-import io
 import platform
 import shutil
 import subprocess
@@ -43,6 +42,7 @@ from models.manifest import (
     write_manifest,
 )
 from models.manifest import DataSet as DataSetFacts
+from training.checkpoint import serialised
 from training.data import DataSet, Source
 from training.errors import VersionExists, VersionUnknown, naming
 from training.loop import Progress, Trained
@@ -163,9 +163,7 @@ def write_files(folder: Path, verified: Verified, origin: Origin, data: DataSet)
     else:
         (folder / EXAMPLE_ROW_FILE).write_bytes(msgspec.json.encode({"instances": data.test_x[:1].tolist()}) + b"\n")
     if origin.weights is not None:
-        weights = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
-        torch.save(origin.weights, weights)
-        (folder / WEIGHTS_FILE).write_bytes(weights.getvalue())
+        (folder / WEIGHTS_FILE).write_bytes(serialised(origin.weights))
     if origin.history:
         history = msgspec.json.format(msgspec.json.encode(origin.history), indent=2)
         (folder / HISTORY_FILE).write_bytes(history + b"\n")
