@@ -94,7 +94,7 @@ def exporting(recipe: Recipe) -> Iterator[None]:
     """What the exporter raises for a network it cannot translate, as RecipeInvalid."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever torch's passes and the network itself raise
         reason = " ".join(str(error).split())[:300]
         raise RecipeInvalid(f"The network of {recipe.name} cannot be exported to ONNX: {reason}") from error
 

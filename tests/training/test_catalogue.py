@@ -185,12 +185,23 @@ def test_a_version_shows_what_its_manifest_says(tmp_path: Path) -> None:
         f"mnist, 60,000 training and 10,000 test items, {'ab' * 32}",
         "within 2.5e-06 at batch sizes 1, 2, 64",
         "epochs=12, limit=None",
-        "3,725 s on cuda, at 0123abc",
+        "trained   in 3,725 s on cuda, at 0123abc",
         "0: 0.9968, 1: 0.9950",
         f"{folder / 'model.onnx'}  1,155,796 bytes",
         f"{folder / 'golden.npz'}  4,490 bytes",
     ):
         assert fact in text, fact
+
+
+def test_an_int8_version_was_quantised_and_not_trained(tmp_path: Path) -> None:
+    assert WHOLE.provenance is not None
+    recipe = WHOLE.provenance.recipe | {"quantised_from": 2}
+    version(
+        tmp_path,
+        msgspec.structs.replace(WHOLE, provenance=msgspec.structs.replace(WHOLE.provenance, recipe=recipe)),
+    )
+    (line,) = [line for line in shown(tmp_path, "digits/3").splitlines() if " in 3,725 s on cuda" in line]
+    assert line.split()[0] == "quantised"
 
 
 def test_what_a_manifest_leaves_out_is_not_shown(tmp_path: Path) -> None:

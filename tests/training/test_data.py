@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import training.data
-from training.data import ARRAYS, DataSet, Source, digest, first, load, write_samples
+from training.data import ARRAYS, DataSet, Source, digest, first, load, own_data, write_samples
 from training.errors import DataDamaged, DataUnavailable
 
 
@@ -132,3 +132,9 @@ def test_samples_are_the_first_thousand_test_images_with_their_labels(source: So
     with np.load(write_samples(data, tmp_path / "new" / "samples.npz")) as samples:
         np.testing.assert_array_equal(samples["images"], images[:1000])
         np.testing.assert_array_equal(samples["labels"], labels[:1000])
+
+
+def test_own_images_have_one_channel_or_three(data: DataSet) -> None:
+    two = np.zeros((4, 8, 8, 2), np.uint8), np.zeros(4, np.uint8)
+    with pytest.raises(DataDamaged, match=r"train_x has 2 channels; expected 1 \(grey\) or 3"):
+        own_data("pairs", "Pairs", two, two, labels=("a",))

@@ -175,3 +175,20 @@ def test_images_of_the_early_epochs_are_smaller(recipe: Recipe, data: DataSet) -
 def test_a_network_for_images_is_not_given_rows(recipe: Recipe, rows: DataSet) -> None:
     with pytest.raises(RecipeInvalid, match="plain_cnn needs images, plane has rows: linear or mlp"):
         build(recipe, rows)
+
+
+def test_a_step_that_cannot_be_deterministic_is_named(
+    recipe: Recipe, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(loss: torch.Tensor) -> None:
+        raise RuntimeError("max_pool_backward does not have a deterministic implementation, but you set")
+
+    monkeypatch.setattr(torch.Tensor, "backward", refuse)
+    strict = changed(recipe, {"deterministic": True, "epochs": 1})
+    try:
+        with pytest.raises(RecipeInvalid, match="--deterministic with plain_cnn on this device: max_pool_backward"):
+            fitted(strict, data)
+        with pytest.raises(RuntimeError, match="max_pool_backward"):
+            fitted(changed(recipe, {"epochs": 1}), data)  # not what was asked for: a fault of ours, with its traceback
+    finally:
+        torch.use_deterministic_algorithms(False)

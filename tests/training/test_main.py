@@ -1,3 +1,4 @@
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_an_interrupted_run_publishes_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_and_resume_publishes_the_same_model(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the command line, in processes of their own: one is stopped and resumed, one runs through."""
     common = ["--repository", str(tmp_path / "models"), "--device", "cpu"]
@@ -143,7 +144,13 @@ def test_a_signal_leaves_a_checkpoint_and_resume_publishes_the_same_model(
     assert "nothing was published. Go on with: python -m training linear_regression --resume" in error
     assert not (tmp_path / "models/linear_regression/1").exists()
 
-    resumed = subprocess.run([*command, "--version", "1", "--resume"], capture_output=True, text=True, timeout=60)
+    python, *said = shlex.split(error.partition("Go on with: ")[2])
+    assert python == "python"
+    (run_folder,) = (tmp_path / "runs/linear_regression").iterdir()
+    assert main(["mnist", "--resume", str(run_folder)]) == 2
+    assert "is one of auto_mpg, not of mnist" in capsys.readouterr().err
+
+    resumed = subprocess.run([sys.executable, *said], capture_output=True, text=True, timeout=60)
     assert resumed.returncode == 0, resumed.stderr
     slow[slow.index("--version") + 1] = "2"
     straight = subprocess.run(slow, capture_output=True, text=True, timeout=60)

@@ -12,7 +12,7 @@ import torch
 from models.manifest import read_manifest
 from tests.training.conftest import fitted
 from tests.training.two_processes import RECIPE, tiny
-from training.errors import RecipeInvalid
+from training.errors import DeviceUnavailable, RecipeInvalid
 from training.loop import Trained
 from training.parallel import World, joined
 from training.recipes import changed
@@ -87,3 +87,14 @@ def test_alone_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (world.any(True), world.any(False), world.of_first(0.5)) == (True, False, 0.5)
         module = torch.nn.Linear(1, 1)
         assert world.wrap(module) is module
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(DeviceUnavailable, match=r"process 2 of this machine has no GPU .* --nproc-per-node 1"),
+        joined(torch.device("cuda")),
+    ):
+        pass
