@@ -3,7 +3,8 @@
     models/<name>/<version>/
         model.onnx       the graph, preprocessing inside; dimension 0 of every tensor is the batch
         manifest.json    `Manifest` below
-        golden.npz       arrays `inputs.<tensor>` and `outputs.<tensor>`: rows the service replays before it serves
+        golden.npz       arrays `inputs.<tensor>` and `outputs.<tensor>`: rows the service replays before it serves;
+                         BF16 as its bits in uint16, BYTES as numpy text
         example.png      an image model's first test image, for people to try it with; example.json, where it takes rows
         ...              checkpoint, training history, report: whatever `files` lists
 
@@ -25,17 +26,35 @@ import numpy.typing as npt
 from msgspec import Struct
 
 Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BF16",
+    "BYTES",
 ]
-"""Open Inference Protocol names of the fixed-size tensor element types."""
+"""Open Inference Protocol names of the tensor element types. BYTES elements are strings, of any length."""
 
 NUMPY_OF: Mapping[Datatype, np.dtype[Any]] = {  # Any: the element types differ
     name: np.dtype(
-        {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(name, name.lower())
+        {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64", "BF16": "uint16"}.get(
+            name, name.lower()
+        )
     ).newbyteorder("<")
     for name in get_args(Datatype)
+    if name != "BYTES"
 }
-DATATYPE_OF: Mapping[str, Datatype] = {dtype.name: name for name, dtype in NUMPY_OF.items()}
+"""The elements as they lie in memory. numpy has no bfloat16: BF16 is its bits. BYTES is not here: it has no size."""
+
+DATATYPE_OF: Mapping[str, Datatype] = {dtype.name: name for name, dtype in NUMPY_OF.items() if name != "BF16"}
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
@@ -49,7 +68,10 @@ class ManifestError(Exception):
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output. `shape` includes the batch as a leading -1, as the protocol's metadata does."""
+    """One input or output. `shape` is that of the file, -1 for an axis of any length: the batch is a leading -1.
+
+    Whether a leading -1 is the batch is a property of the model (`service/engine/batch_axis.py`), not of the tensor.
+    """
 
     name: str
     datatype: Datatype

@@ -89,6 +89,16 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
     max_queue_items: Annotated[
         int, Field(ge=1, le=65536, description="Items in flight per model; beyond that requests are answered 503.")
     ] = 1024
+    max_row_bytes: Annotated[
+        int,
+        Field(
+            ge=1024,
+            le=64 << 20,
+            description="Largest item of a tensor whose items differ in size (variable axes, strings), for each of "
+            "its tensors. Memory is taken as items use it, for at most a gibibyte in all or 16 items; larger rows "
+            "leave room for fewer items in flight.",
+        ),
+    ] = 1 << 20
 
 
 class Engine(BaseModel, frozen=True, extra="forbid"):

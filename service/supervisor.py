@@ -59,6 +59,7 @@ def model_settings(settings: Settings) -> ModelSettings:
         cores=settings.engine.cores or available_cores(),
         max_batch_size=settings.batching.max_batch_size,
         max_queue_items=settings.batching.max_queue_items,
+        max_row_bytes=settings.batching.max_row_bytes,
         instances=settings.engine.instances,
         threads=settings.engine.threads,
         tune_budget_s=settings.engine.tune_budget_s,

@@ -8,13 +8,13 @@ Checked by tests/property/test_slots.py.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy.typing as npt
 
-from service.batching.arena import Arena, RowBytes, SlotIndex
+from service.batching.arena import Arena, RowBytes, ShapedRow, SlotIndex
 from service.batching.link import Answer, ModelFacts, Status
 from service.errors import DeadlineExceeded, EngineError
 
@@ -40,6 +40,8 @@ class ServedModel:
         self.index = index
         self.inputs = arena.inputs
         self.outputs = arena.outputs
+        self.shaped_inputs = arena.shaped_inputs
+        self.shaped_outputs = arena.shaped_outputs
         first, end = slots
         self.capacity = end - first
         self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
@@ -90,12 +92,23 @@ class Claim:
         """The input's items in the order of the slots."""
         self.model.inputs[name].write(self.slots, rows)
 
+    def write_shaped(self, name: str, rows: Sequence[ShapedRow]) -> None:
+        """As `write`, for an input whose items differ in size."""
+        region = self.model.shaped_inputs[name]
+        for slot, row in zip(self.slots, rows, strict=True):
+            region.write(slot, row)
+
     def read(self, name: str) -> npt.NDArray[Any]:  # Any: the element type is the tensor's
         """The output's items, [n, elements of an item]; valid until release."""
         if len(self.slots) == 1:
             slot = self.slots[0]
             return self.model.outputs[name].array[slot : slot + 1]
         return self.model.outputs[name].array[self.slots]
+
+    def read_shaped(self, name: str) -> list[ShapedRow]:
+        """As `read`, for an output whose items differ in size."""
+        region = self.model.shaped_outputs[name]
+        return [ShapedRow(region.shape(slot), region.data(slot)) for slot in self.slots]
 
     def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
         """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.
@@ -133,5 +146,6 @@ class Claim:
 
 _ERRORS: dict[int, Callable[[], Exception]] = {
     Status.FAILED: lambda: EngineError("the model failed on this input"),
+    Status.TOO_LARGE: lambda: EngineError("an output of this item is larger than batching.max_row_bytes allows"),
     Status.EXPIRED: lambda: DeadlineExceeded("the deadline passed while the request waited for its turn"),
 }

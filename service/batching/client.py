@@ -176,7 +176,8 @@ class Client:
             case ModelReady():
                 assert descriptor is not None, "bug: a ready model without its arena"
                 facts = event.facts
-                arena = Arena(descriptor, facts.inputs, facts.outputs, facts.capacity)
+                rules = facts.batch_axis, facts.max_row_bytes
+                arena = Arena(descriptor, facts.inputs, facts.outputs, facts.capacity, *rules)
                 os.close(descriptor)
                 model = ServedModel(facts, event.index, event.slots, arena)
                 self._by_index[event.index] = model

@@ -49,6 +49,7 @@ class Status(IntEnum):
     OK = 0
     FAILED = 1  # the run raised for this very item
     EXPIRED = 2  # its deadline passed while it waited
+    TOO_LARGE = 3  # an output is larger than its row
 
 
 class Answer(NamedTuple):
@@ -66,7 +67,11 @@ class Answer(NamedTuple):
 
 
 class ModelFacts(Struct, frozen=True):
-    """What a ready version is, for those who never see its file. `capacity` counts the slots of its arena."""
+    """What a ready version is, for those who never see its file. `capacity` counts the slots of its arena.
+
+    batch_axis      dimension 0 of every tensor counts the items; otherwise an item is all of a request's tensors
+    max_row_bytes   the largest item of tensors whose items differ in size
+    """
 
     name: str
     version: str
@@ -79,6 +84,8 @@ class ModelFacts(Struct, frozen=True):
     max_batch_size: int
     instances: int
     threads: int
+    batch_axis: bool = True
+    max_row_bytes: int = 0
 
 
 class ModelReady(Struct, frozen=True, tag="ready"):

@@ -4,11 +4,14 @@ Work-conserving: an idle instance takes what waits at once, so a lone client nev
 While several instances are idle, each takes a fair share and not everything; with one instance left idle the others
 would stand still for the length of a whole batch. `max_queue_delay_us` (default 0) trades latency for larger batches.
 
-Order: priority (lower runs first), then deadline, then arrival. Expired items never reach a batch.
+Order: priority (lower runs first), then deadline, then arrival. Expired items never reach a batch. Only items of equal
+keys (shapes) share a batch: the item whose turn it is, and those of its key, in their order. So a key of which one item
+came waits no longer than that item's turn.
 Checked by tests/unit/test_policy.py and, against a plain list, tests/property/test_policy_machine.py.
 """
 
 import heapq
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ class WaitingItem(NamedTuple):
     slot: int
     frontend: int
     committed_at: int
+    key: Hashable = ()  # only items of equal keys run together: it stands for the shapes of the inputs
 
 
 @dataclass(frozen=True)
@@ -40,45 +44,94 @@ class Taken(NamedTuple):
 
 @dataclass
 class WaitingQueue:
-    """The items of one model that wait to be taken. The same items always leave in the same order."""
+    """The items of one model that wait to be taken. The same items always leave in the same order.
 
-    _heap: list[WaitingItem] = field(default_factory=list)
+    _heaps   by key, none empty; models whose items are all alike have one
+    """
+
+    _heaps: dict[Hashable, list[WaitingItem]] = field(default_factory=dict)
+    _n_items: int = 0
     _next_expiry: int = 0  # no item expires before this instant
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return self._n_items
 
     def push(self, item: WaitingItem) -> None:
-        if not self._heap or item.deadline < self._next_expiry:
+        if not self._n_items or item.deadline < self._next_expiry:
             self._next_expiry = item.deadline
-        heapq.heappush(self._heap, item)
+        self._n_items += 1
+        heap = self._heaps.get(item.key)
+        if heap is None:
+            self._heaps[item.key] = [item]
+        else:
+            heapq.heappush(heap, item)
 
     def take(self, now: int, idle_instances: int, limits: Limits) -> Taken:
         """Remove what one of `idle_instances` (>= 1, itself included) runs at `now`, and whatever has expired."""
         expired = self._drop_expired(now)
-        if not self._heap:
+        if not self._n_items:
             return Taken([], expired, None)
-        size = batch_size(len(self._heap), idle_instances, limits.max_batch_size)
-        if limits.max_queue_delay_us and len(self._heap) < limits.max_batch_size:
-            oldest = min(item.committed_at for item in self._heap)
-            if (retry_at := oldest + limits.max_queue_delay_us * 1000) > now:
-                return Taken([], expired, retry_at)
-            size = min(len(self._heap), limits.max_batch_size)  # what was waited for goes together
-        return Taken([heapq.heappop(self._heap) for _ in range(size)], expired, None)
+        if limits.max_queue_delay_us:
+            return self._take_ripe(now, idle_instances, limits, expired)
+        size = batch_size(self._n_items, idle_instances, limits.max_batch_size)
+        return Taken(self._pop(self._first(self._heaps.values()), size), expired, None)
 
     def drop_frontend(self, frontend: int) -> None:
         """Forget a dead frontend's items: nobody is left to read their answers."""
-        self._heap = [item for item in self._heap if item.frontend != frontend]
-        heapq.heapify(self._heap)
+        self._keep(lambda item: item.frontend != frontend)
+
+    def _take_ripe(self, now: int, idle_instances: int, limits: Limits, expired: list[WaitingItem]) -> Taken:
+        """Of the keys that have a full batch, or an item that waited long enough, the one whose turn it is."""
+        ripe = []
+        retry_at: int | None = None
+        for heap in self._heaps.values():
+            ripe_at = min(item.committed_at for item in heap) + limits.max_queue_delay_us * 1000
+            if len(heap) >= limits.max_batch_size or ripe_at <= now:
+                ripe.append(heap)
+            elif retry_at is None or ripe_at < retry_at:
+                retry_at = ripe_at
+        if not ripe:
+            return Taken([], expired, retry_at)
+        heap = self._first(ripe)
+        size = limits.max_batch_size  # what was waited for goes together
+        if len(heap) >= limits.max_batch_size:
+            size = batch_size(self._n_items, idle_instances, limits.max_batch_size)
+        return Taken(self._pop(heap, size), expired, None)
+
+    def _first(self, heaps: Collection[list[WaitingItem]]) -> list[WaitingItem]:
+        """The one with the item whose turn it is."""
+        return next(iter(heaps)) if len(heaps) == 1 else min(heaps, key=_front)
+
+    def _pop(self, heap: list[WaitingItem], most: int) -> list[WaitingItem]:
+        size = min(most, len(heap))
+        self._n_items -= size
+        if size == len(heap):
+            del self._heaps[heap[0].key]
+        return [heapq.heappop(heap) for _ in range(size)]
 
     def _drop_expired(self, now: int) -> list[WaitingItem]:
-        if not self._heap or now < self._next_expiry:
+        if not self._n_items or now < self._next_expiry:
             return []
-        expired = sorted(item for item in self._heap if item.deadline <= now)
-        self._heap = [item for item in self._heap if item.deadline > now]
-        heapq.heapify(self._heap)
-        self._next_expiry = min((item.deadline for item in self._heap), default=0)
+        expired = sorted(self._keep(lambda item: item.deadline > now))
+        deadlines = (item.deadline for heap in self._heaps.values() for item in heap)
+        self._next_expiry = min(deadlines, default=0)
         return expired
+
+    def _keep(self, wanted: Callable[[WaitingItem], bool]) -> list[WaitingItem]:
+        """Remove and return all other items."""
+        removed = []
+        for key, heap in list(self._heaps.items()):
+            removed += [item for item in heap if not wanted(item)]
+            heap[:] = [item for item in heap if wanted(item)]
+            heapq.heapify(heap)
+            if not heap:
+                del self._heaps[key]
+        self._n_items -= len(removed)
+        return removed
+
+
+def _front(heap: list[WaitingItem]) -> WaitingItem:
+    return heap[0]
 
 
 def batch_size(waiting: int, idle_instances: int, max_batch_size: int) -> int:

@@ -32,10 +32,11 @@ def _load(found: FoundVersion, settings: ModelSettings) -> LoadedVersion | Model
         log.exception("model %s version %s is not served", found.name, found.version)
         return ModelFailed(found.name, found.version, f"it could not be loaded: {error!r}")
     setup = loaded.setup
+    rate = setup.rates.get(setup.max_batch_size)
     log.info(
-        "model %s version %s is ready after %.2f s: %d instances x %d threads, batches up to %d (%.0f items/s), "
+        "model %s version %s is ready after %.2f s: %d instances x %d threads, batches up to %d (%s items/s), "
         "%d golden rows",
         *(found.name, found.version, loaded.seconds, len(setup.instances), setup.threads, setup.max_batch_size),
-        *(setup.rates[setup.max_batch_size], loaded.golden_rows),
+        *("unmeasured" if rate is None else f"{rate:.0f}", loaded.golden_rows),
     )
     return loaded

@@ -21,7 +21,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,12 @@ _STOP_SECONDS = 10.0
 
 @dataclass
 class _Model:
-    """A ready version. `idle` are the instances that nobody runs."""
+    """A ready version. `idle` are the instances that nobody runs; `key_of` a slot, where items differ in shape."""
 
     index: int
     limits: Limits
     idle: list[Instance]
+    key_of: Callable[[int], Hashable] | None
     waiting: WaitingQueue = field(default_factory=WaitingQueue)
 
 
@@ -172,8 +173,10 @@ class Engine:
                     commits, more = link.receive_commits()
                     for _, priority, model, slot, committed_at, deadline in commits:
                         self._arrivals += 1
-                        item = WaitingItem(priority, deadline, self._arrivals, slot, frontend, committed_at)
-                        self._models[model].waiting.push(item)
+                        ready = self._models[model]
+                        key = ready.key_of(slot) if ready.key_of else ()
+                        item = WaitingItem(priority, deadline, self._arrivals, slot, frontend, committed_at, key)
+                        ready.waiting.push(item)
             except LinkClosed:
                 self._drop_frontend(frontend)
 
@@ -247,7 +250,7 @@ class Engine:
         with self._mutex:
             index = len(self._models)
             limits = Limits(loaded.setup.max_batch_size, self._max_queue_delay_us)
-            self._models[index] = _Model(index, limits, list(loaded.setup.instances))
+            self._models[index] = _Model(index, limits, list(loaded.setup.instances), loaded.key_of)
         share = loaded.facts.capacity // self._n_frontends
         for frontend in range(self._n_frontends):
             ready = ModelReady(index, (frontend * share, (frontend + 1) * share), loaded.facts)

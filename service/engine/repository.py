@@ -4,39 +4,42 @@
 
 A version with a manifest is held to it: digests, then signature, then its golden rows replayed on this device within
 the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is served from what the file itself says.
+Models without a batch axis, and those whose items turn out not to be independent, run item by item.
 Whatever goes wrong is an UnservableModel with the reason; one bad version never keeps the others from serving.
 """
 
+import logging
 import os
 import time
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from models.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
-    NUMPY_OF,
     Golden,
     ImageInput,
     Manifest,
     ManifestError,
     TensorInput,
     TensorSpec,
-    Tolerance,
     check_files,
     read_golden,
     read_manifest,
 )
-from service.batching.arena import create_arena, row_bytes
+from service.batching.arena import Arena, ShapedRegion, create_arena, stride_bytes
 from service.batching.link import ModelFacts
+from service.engine.batch_axis import try_batch
+from service.engine.golden import check_golden, replay, row_count
 from service.engine.instance import Instance
 from service.engine.session import Device, RunFailed, Session, UnservableModel
-from service.engine.tune import Setup, choose_setup
+from service.engine.tune import Setup, choose_setup, unmeasured_setup
+from service.engine.warmup import write_warm_up_items
+
+log = logging.getLogger(__name__)
 
 _ARENA_BYTES = 1 << 30  # virtual: a page costs memory once it is written
 _MIN_CAPACITY = 16
@@ -50,6 +53,7 @@ class ModelSettings:
     cores: int
     max_batch_size: int
     max_queue_items: int
+    max_row_bytes: int
     instances: int | None
     threads: int | None
     tune_budget_s: float
@@ -64,11 +68,16 @@ class FoundVersion:
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """Ready to serve: loaded, warm, its golden rows replayed. `arena_fd` is the owner's to close."""
+    """Ready to serve: loaded, warm, its golden rows replayed.
+
+    arena_fd   the owner's to close
+    key_of     a committed slot's key: items of unequal keys must not share a batch; None: all are alike
+    """
 
     facts: ModelFacts
     arena_fd: int
     setup: Setup
+    key_of: Callable[[int], Hashable] | None
     golden_rows: int
     seconds: float
 
@@ -99,26 +108,19 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     if manifest is not None:
         _check_signature(first, manifest)
     if golden is not None:
-        _check_golden(first, golden)
-    capacity = arena_capacity(first.inputs + first.outputs, settings)
-    arena_fd, arena = create_arena(first.inputs, first.outputs, capacity)
-    max_batch_size = min(settings.max_batch_size, capacity)
-    spare = [first] if (settings.threads or 1) == 1 else []
-
-    def make(threads: int) -> Instance:
-        session = spare.pop() if spare and threads == 1 else Session(model, settings.device, threads)
-        return Instance(session, arena, max_batch_size)
-
-    fixed = _fixed_setup(settings)
+        check_golden(first, golden, first.batch_axis_by_name)
+    batch_axis, largest_batch = _batching(found, first, manifest, golden, settings)
+    capacity = arena_capacity(first.inputs + first.outputs, batch_axis, settings)
+    arena_fd, arena = create_arena(first.inputs, first.outputs, capacity, batch_axis, settings.max_row_bytes)
     try:
-        setup = choose_setup(make, settings.cores, max_batch_size, fixed, settings.tune_budget_s)
+        setup = _choose_setup(found, first, arena, golden, batch_axis, min(largest_batch, capacity), settings)
         for instance in setup.instances:
             if golden is not None and manifest is not None:
-                replay(instance.session, golden, manifest.tolerance)
+                replay(instance.session, golden, manifest.tolerance, batch_axis)
     except BaseException as error:
         os.close(arena_fd)
         if isinstance(error, RunFailed):
-            raise UnservableModel(f"a run failed while the model was warmed up: {error}") from error
+            raise UnservableModel(f"a run failed on the golden rows: {error}") from error
         raise
     return LoadedVersion(
         facts=ModelFacts(
@@ -133,34 +135,75 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
             max_batch_size=setup.max_batch_size,
             instances=len(setup.instances),
             threads=setup.threads,
+            batch_axis=batch_axis,
+            max_row_bytes=settings.max_row_bytes,
         ),
         arena_fd=arena_fd,
         setup=setup,
-        golden_rows=_row_count(golden) if golden else 0,
+        key_of=partial(_shapes, tuple(arena.shaped_inputs.values())) if arena.shaped_inputs else None,
+        golden_rows=row_count(golden) if golden else 0,
         seconds=time.monotonic() - begun,
     )
 
 
-def arena_capacity(specs: tuple[TensorSpec, ...], settings: ModelSettings) -> int:
+def arena_capacity(specs: tuple[TensorSpec, ...], batch_axis: bool, settings: ModelSettings) -> int:
     """Slots for `max_queue_items`, fewer where rows are so large that the arena would pass its bound."""
-    fitting = _ARENA_BYTES // sum(row_bytes(spec) for spec in specs)
+    fitting = _ARENA_BYTES // max(1, sum(stride_bytes(spec, batch_axis, settings.max_row_bytes) for spec in specs))
     return min(settings.max_queue_items, max(_MIN_CAPACITY, fitting))
 
 
-def replay(session: Session, golden: Golden, tolerance: Tolerance) -> None:
-    """Run the golden rows, all at once and the first alone. Raises UnservableModel when one is out of tolerance."""
-    for n in {1, _row_count(golden)}:
-        outputs = session.run({name: rows[:n] for name, rows in golden.inputs.items()})
-        for spec, output in zip(session.outputs, outputs, strict=True):
-            expected = golden.outputs[spec.name][:n]
-            if output.shape != expected.shape or not np.allclose(
-                output, expected, rtol=tolerance.relative, atol=tolerance.absolute, equal_nan=True
-            ):
-                raise UnservableModel(
-                    f"golden rows: output {spec.name!r} differs from the published answers by up to "
-                    f"{_largest_difference(output, expected)}; tolerance {tolerance.absolute} + "
-                    f"{tolerance.relative} x |value|"
-                )
+def _batching(
+    found: FoundVersion, session: Session, manifest: Manifest | None, golden: Golden | None, settings: ModelSettings
+) -> tuple[bool, int]:
+    """Whether dimension 0 counts items, and the most that may run together.
+
+    With a manifest it does: that is the contract. If such items are not independent, each runs alone.
+    """
+    if not session.batch_axis_by_name:
+        return False, 1
+    if try_batch(session, golden, settings.max_row_bytes) != "dependent":
+        return True, settings.max_batch_size
+    log.warning(
+        "model %s version %s: an item's answer depends on what else is in the batch, so %s",
+        *(found.name, found.version),
+        "items run one by one" if manifest else "its first dimension is none and each request runs alone",
+    )
+    return manifest is not None, 1
+
+
+def _choose_setup(
+    found: FoundVersion,
+    first: Session,
+    arena: Arena,
+    golden: Golden | None,
+    batch_axis: bool,
+    largest_batch: int,
+    settings: ModelSettings,
+) -> Setup:
+    """By measuring. What fails on golden rows is refused (RunFailed); what fails on invented items proves nothing."""
+    spare = [first] if (settings.threads or 1) == 1 else []
+
+    def make(threads: int) -> Instance:
+        session = spare.pop() if spare and threads == 1 else Session(found.path / MODEL_FILE, settings.device, threads)
+        return Instance(session, arena, largest_batch, batch_axis)
+
+    fixed = _fixed_setup(settings)
+    try:
+        write_warm_up_items(first, arena, golden, batch_axis, largest_batch, settings.max_row_bytes)
+        return choose_setup(make, settings.cores, largest_batch, fixed, settings.tune_budget_s)
+    except RunFailed as error:
+        if golden is not None:
+            raise
+        log.warning(
+            "model %s version %s is served without having been measured: a run on invented items failed: %s",
+            *(found.name, found.version, error),
+        )
+    return unmeasured_setup(make, settings.cores, largest_batch, fixed)
+
+
+def _shapes(inputs: Sequence[ShapedRegion], slot: int) -> Hashable:
+    """What items must have in common to share a batch."""
+    return tuple(region.shape(slot) for region in inputs)
 
 
 def _read_contract(path: Path) -> tuple[Manifest | None, Golden | None]:
@@ -182,6 +225,10 @@ def _check_signature(session: Session, manifest: Manifest) -> None:
     ):
         if found != listed:
             raise UnservableModel(f"{MANIFEST_FILE}: {side} {list(listed)} are not those of the file: {list(found)}")
+    if not session.batch_axis_by_name and (manifest.classification or isinstance(manifest.input, ImageInput)):
+        raise UnservableModel(
+            f"{MANIFEST_FILE}: images and labels need a batch; the first dimension of every tensor must be variable"
+        )
     match manifest.input:
         case ImageInput(height=height, width=width, channels=channels):
             expected = (-1, height, width, channels)
@@ -189,28 +236,12 @@ def _check_signature(session: Session, manifest: Manifest) -> None:
                 raise UnservableModel(f"{MANIFEST_FILE}: input: an image model takes one UINT8 {list(expected)} tensor")
     if (labelled := manifest.classification) is not None:
         scores = next((spec for spec in session.outputs if spec.name == labelled.output), None)
-        if scores is None or scores.shape != (-1, len(labelled.labels)):
+        wanted = (-1, len(labelled.labels))
+        if scores is None or scores.shape != wanted or scores.datatype in ("BF16", "BYTES"):
             raise UnservableModel(
                 f"{MANIFEST_FILE}: classification: output {labelled.output!r} with {len(labelled.labels)} labels "
                 f"does not fit the file's outputs {list(session.outputs)}"
             )
-
-
-def _check_golden(session: Session, golden: Golden) -> None:
-    """Rows for every input and output, at least one, equally many, of the model's types and shapes."""
-    n_rows = {len(array) if array.ndim else 0 for array in (*golden.inputs.values(), *golden.outputs.values())}
-    if len(n_rows) != 1 or n_rows == {0}:
-        raise UnservableModel(
-            f"{GOLDEN_FILE}: arrays of {sorted(n_rows)} rows; expected at least one, and as many in all"
-        )
-    for side, specs, arrays in (
-        ("inputs", session.inputs, golden.inputs),
-        ("outputs", session.outputs, golden.outputs),
-    ):
-        found = {name: (str(array.dtype), array.shape[1:]) for name, array in arrays.items()}
-        expected = {spec.name: (str(NUMPY_OF[spec.datatype]), spec.shape[1:]) for spec in specs}
-        if found != expected:
-            raise UnservableModel(f"{GOLDEN_FILE}: {side} are {found}; expected {expected}")
 
 
 def _fixed_setup(settings: ModelSettings) -> tuple[int, int] | None:
@@ -223,13 +254,3 @@ def _fixed_setup(settings: ModelSettings) -> tuple[int, int] | None:
         assert settings.threads is not None
         return max(1, settings.cores // settings.threads), settings.threads
     return settings.instances, settings.threads or max(1, settings.cores // settings.instances)
-
-
-def _row_count(golden: Golden) -> int:
-    return len(next(iter(golden.inputs.values())))
-
-
-def _largest_difference(output: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    if output.shape != expected.shape:
-        return float("inf")
-    return float(np.abs(output.astype(np.float64) - expected.astype(np.float64)).max())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from service.batching.link import Status
 from service.batching.policy import WaitingItem
 from service.engine.instance import Instance
+from service.engine.rows import RowTooLarge
 from service.engine.session import RunFailed
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def run_batch(instance: Instance, batch: list[WaitingItem]) -> list[Result]:
             half = len(batch) // 2
             return run_batch(instance, batch[:half]) + run_batch(instance, batch[half:])
         log.error("a run failed on one item: %s", error)
-        status = Status.FAILED
+        status = Status.TOO_LARGE if isinstance(error, RowTooLarge) else Status.FAILED
     compute_us = (time.monotonic_ns() - taken_at) // 1000
     return [
         Result(item, status, (taken_at - item.committed_at) // 1000, compute_us, len(batch), i == 0)

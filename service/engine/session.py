@@ -6,13 +6,16 @@ Settings that matter for many small batches, from onnxruntime's own issues and o
     sequential execution         these graphs are chains; a second pool only costs
 """
 
+import ctypes
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from models.manifest import Datatype, TensorSpec
+from service.batching.arena import MOST_ITEM_AXES
 
 Device = Literal["cpu", "cuda"]
 
@@ -29,7 +32,10 @@ _DATATYPE_OF_ORT: dict[str, Datatype] = {
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
 }
+_ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 class UnservableModel(Exception):
@@ -44,7 +50,7 @@ class Session:
     """One onnxruntime session. `run` may be called by one thread at a time."""
 
     def __init__(self, path: Path, device: Device, threads: int) -> None:
-        """Raises UnservableModel: not an ONNX file, an operator unknown, a signature that cannot be batched."""
+        """Raises UnservableModel: not an ONNX file, an operator unknown, a tensor of a type that the protocol lacks."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -67,20 +73,42 @@ class Session:
                 f"{path.name}: asked for {providers[0]}, onnxruntime took {taken}; its log says why, "
                 "and --engine.device cpu does without"
             )
-        self.inputs = tuple(_spec(node, "input") for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node, "output") for node in self._session.get_outputs())
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.inputs = tuple(_spec(node, "input") for node in inputs)
+        self.outputs = tuple(_spec(node, "output") for node in outputs)
+        self.batch_axis_by_name = _batch_axis_by_name(inputs, outputs)
         self._output_names = [spec.name for spec in self.outputs]
+        self._bfloats = {spec.name for spec in self.inputs + self.outputs if spec.datatype == "BF16"}
 
     @property
     def description(self) -> str:
         return str(self._session.get_modelmeta().description)
 
     def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Outputs in the order of `outputs`. Raises RunFailed."""
+        """Outputs in the order of `outputs`. Raises RunFailed.
+
+        BF16 is its bits in uint16, BYTES are str in object arrays, both ways.
+        """
         try:
+            if self._bfloats:
+                return self._run_values(feeds)
             return self._session.run(self._output_names, feeds)  # type: ignore[no-any-return]
         except Exception as error:  # onnxruntime's errors share no class of their own
             raise RunFailed(_first_line(error)) from error
+
+    def _run_values(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """numpy has no bfloat16, so these tensors go in and come out as onnxruntime's own values."""
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
+            if name in self._bfloats
+            else ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in feeds.items()
+        }
+        outputs = self._session.run_with_ort_values(self._output_names, values)
+        return [
+            _bits(value) if name in self._bfloats else value.numpy()
+            for name, value in zip(self._output_names, outputs, strict=True)
+        ]
 
 
 def default_device() -> Device:
@@ -94,14 +122,25 @@ def _spec(node: Any, side: str) -> TensorSpec:  # Any: onnxruntime's NodeArg is 
         raise UnservableModel(
             f"{side} {node.name!r} is {node.type}; expected a tensor of {', '.join(_DATATYPE_OF_ORT)}"
         )
-    shape = list(node.shape)
-    if not shape or isinstance(shape[0], int):
-        raise UnservableModel(f"{side} {node.name!r} has shape {shape}; expected a variable first dimension, the batch")
-    if not all(isinstance(size, int) for size in shape[1:]):
-        raise UnservableModel(f"{side} {node.name!r} has shape {shape}; only the first dimension may be variable")
-    if 0 in shape[1:]:
-        raise UnservableModel(f"{side} {node.name!r} has shape {shape}; expected items of at least one element")
-    return TensorSpec(node.name, _DATATYPE_OF_ORT[node.type], (-1, *shape[1:]))
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    if len(shape) > MOST_ITEM_AXES:
+        raise UnservableModel(f"{side} {node.name!r} has {len(shape)} axes; expected at most {MOST_ITEM_AXES}")
+    return TensorSpec(node.name, _DATATYPE_OF_ORT[node.type], shape)
+
+
+def _batch_axis_by_name(inputs: list[Any], outputs: list[Any]) -> bool:  # Any: as above
+    """What the file says: every tensor's first dimension is variable, and the inputs' has one name, or none."""
+    firsts = [node.shape[0] if node.shape else 0 for node in (*inputs, *outputs)]
+    names = {first for first in firsts[: len(inputs)] if first is not None}
+    return bool(inputs) and len(names) <= 1 and not any(isinstance(first, int) for first in firsts)
+
+
+def _bits(value: Any) -> npt.NDArray[np.uint16]:  # Any: onnxruntime's OrtValue is untyped
+    """A copy of a bfloat16 tensor in the host's memory, which outputs are given in unless bound elsewhere."""
+    assert value.device_name() == "cpu", f"bug: an output on {value.device_name()}"
+    shape = tuple(value.shape())
+    bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(bits, np.uint16).reshape(shape)
 
 
 def _first_line(error: Exception) -> str:

@@ -60,6 +60,12 @@ def choose_setup(
     return Setup(instances, threads, smallest_good(rates, len(instances)), dict(sorted(rates.items())))
 
 
+def unmeasured_setup(make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None) -> Setup:
+    """For a model that nothing is known to run on: what is usually best."""
+    n_instances, threads = fixed or candidates(cores)[0]
+    return Setup([make(threads) for _ in range(n_instances)], threads, min(_PROBE_BATCH, largest_batch), {})
+
+
 def candidates(cores: int) -> list[tuple[int, int]]:
     """(instances, threads) that use all cores, most instances first: halving instances, doubling threads."""
     found = []

@@ -4,7 +4,8 @@
     Inference-Header-Content-Length: n > 0      n bytes of JSON, then the binary tensors in the order of `inputs`
     Inference-Header-Content-Length: 0          the body is one raw tensor
 
-A raw tensor needs a model with one input; its length gives the number of items, and all outputs come back binary.
+A raw tensor needs a model with one input; its length gives the number of items, or the one axis of any length where
+there is no batch axis. All outputs come back binary.
 Sources: the protocol's REST specification and Triton's binary tensor data extension.
 """
 
@@ -14,11 +15,18 @@ import msgspec
 from msgspec import Struct
 
 from models.manifest import TensorSpec
-from service.batching.arena import RowBytes
+from service.batching.arena import RowBytes, ShapedRow
 from service.batching.claim import Claim, ServedModel
 from service.batching.client import Client
 from service.errors import MalformedRequest, WrongTensor
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
+from service.frontend.shaped import (
+    flat_values,
+    joined,
+    shape_of_raw,
+    shaped_rows_from_bytes,
+    shaped_rows_from_json,
+)
 from service.frontend.tensors import (
     check_bytes,
     check_datatype,
@@ -26,10 +34,14 @@ from service.frontend.tensors import (
     items_in,
     rows_from_json,
     to_json,
+    whole_shape,
 )
 
 HEADER_LENGTH = b"inference-header-content-length"
 _MOST_DIGITS = 18  # of any length there is; Python refuses to read numbers of thousands of digits
+
+
+Rows = RowBytes | list[ShapedRow]
 
 
 class InferInput(Struct):
@@ -63,7 +75,7 @@ class Parsed(Struct, frozen=True):
     """A request that fits its model: rows for every input, equally many."""
 
     id: str
-    rows: dict[str, RowBytes]
+    rows: dict[str, Rows]
     n_items: int
     wanted: list[Wanted]
 
@@ -76,27 +88,30 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
     specs = {spec.name: spec for spec in model.facts.inputs}
     binary = memoryview(body)[header_length:]
-    rows: dict[str, RowBytes] = {}
+    rows: dict[str, Rows] = {}
     counts: dict[str, int] = {}
     for given in request.inputs:
         if (spec := specs.get(given.name)) is None:
             raise WrongTensor(f"no input {given.name!r}; expected {', '.join(map(repr, specs))}")
         if given.name in rows:
             raise WrongTensor(f"input {given.name!r} is given twice")
-        counts[given.name] = check_shape(spec, given.shape)
-        rows[given.name], binary = _rows(spec, given, binary, counts[given.name])
+        counts[given.name] = check_shape(model.facts, spec, given.shape)
+        rows[given.name], binary = _rows(model, spec, given, binary, counts[given.name])
     if missing := specs.keys() - rows.keys():
         raise WrongTensor(f"missing input {', '.join(map(repr, sorted(missing)))}")
     if len(binary):
         raise MalformedRequest(f"{len(binary)} bytes follow the last binary tensor; expected none")
     if len(set(counts.values())) > 1:
         raise WrongTensor(f"inputs have first dimensions {counts}; expected the same in all")
-    return Parsed(request.id, rows, next(iter(counts.values())), _wanted(model, request))
+    return Parsed(request.id, rows, next(iter(counts.values()), 1), _wanted(model, request))
 
 
 def write(parsed: Parsed, claim: Claim) -> None:
     for name, rows in parsed.rows.items():
-        claim.write(name, rows)
+        if isinstance(rows, list):
+            claim.write_shaped(name, rows)
+        else:
+            claim.write(name, rows)
 
 
 def encode(parsed: Parsed, claim: Claim) -> Answer:
@@ -104,14 +119,19 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for spec, binary in ((wanted.spec, wanted.binary) for wanted in parsed.wanted):
-        array = claim.read(spec.name)
-        shape = [len(array), *spec.shape[1:]]
-        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": shape}
-        if binary:
-            blobs.append(array.tobytes())
-            output["parameters"] = {"binary_data_size": len(blobs[-1])}
+        output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype}
+        if spec.name in claim.model.outputs:
+            array = claim.read(spec.name)
+            output["shape"] = whole_shape(facts, spec, len(array))
+            data = array.tobytes() if binary else to_json(array)
         else:
-            output["data"] = to_json(array)
+            output["shape"], joint = joined(facts, spec, claim.read_shaped(spec.name))
+            data = joint if binary else flat_values(spec, joint)
+        if isinstance(data, bytes):
+            blobs.append(data)
+            output["parameters"] = {"binary_data_size": len(data)}
+        else:
+            output["data"] = data
         outputs.append(output)
     answer = {"model_name": facts.name, "model_version": facts.version, "outputs": outputs}
     if parsed.id:
@@ -145,40 +165,63 @@ def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
 
 
 def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
-    inputs = model.facts.inputs
-    if len(inputs) != 1:
-        raise WrongTensor(f"a raw body needs a model with 1 input; {model.facts.name!r} has {len(inputs)}")
-    n_items = items_in(inputs[0], body)
-    wanted = [Wanted(spec, True) for spec in model.facts.outputs]
-    return Parsed("", {inputs[0].name: body}, n_items, wanted)
+    facts = model.facts
+    if len(facts.inputs) != 1:
+        raise WrongTensor(f"a raw body needs a model with 1 input; {facts.name!r} has {len(facts.inputs)}")
+    spec = facts.inputs[0]
+    wanted = [Wanted(output, True) for output in facts.outputs]
+    if spec.name not in model.inputs:
+        rows = shaped_rows_from_bytes(facts, spec, body, shape_of_raw(facts, spec, len(body)), 1)
+        return Parsed("", {spec.name: rows}, 1, wanted)
+    n_items = items_in(facts, spec, body)
+    if n_items > 1 and not facts.batch_axis:
+        raise WrongTensor(f"{len(body)} bytes; expected {len(body) // n_items} for shape {list(spec.shape)}")
+    return Parsed("", {spec.name: body}, n_items, wanted)
 
 
-def _rows(spec: TensorSpec, given: InferInput, binary: memoryview, n_items: int) -> tuple[RowBytes, memoryview]:
+def _rows(
+    model: ServedModel, spec: TensorSpec, given: InferInput, binary: memoryview, n_items: int
+) -> tuple[Rows, memoryview]:
     """The input's rows, and the binary data that is left for the next."""
     check_datatype(spec, given.datatype)
     size = given.parameters.get("binary_data_size")
     if size is None:
         if not memoryview(given.data).nbytes:
             raise MalformedRequest(f"input {spec.name!r} has neither data nor parameters.binary_data_size")
-        return rows_from_json(spec, given.data, n_items, "data")[0], binary
+        if spec.name in model.inputs:
+            return rows_from_json(model.facts, spec, given.data, n_items, "data")[0], binary
+        return shaped_rows_from_json(model.facts, spec, given.data, given.shape, n_items), binary
     if type(size) is not int or not 0 <= size <= len(binary):
         raise MalformedRequest(
             f"input {spec.name!r}: binary_data_size is {size!r}; "
             f"expected a number up to {len(binary)}, the bytes that are left"
         )
-    return check_bytes(spec, binary[:size], n_items), binary[size:]
+    data, left = binary[:size], binary[size:]
+    if spec.name in model.inputs:
+        return check_bytes(model.facts, spec, data, n_items), left
+    return shaped_rows_from_bytes(model.facts, spec, data, given.shape, n_items), left
 
 
 def _wanted(model: ServedModel, request: InferRequest) -> list[Wanted]:
     all_binary = request.parameters.get("binary_data_output", False) is True
     specs = {spec.name: spec for spec in model.facts.outputs}
     if not request.outputs:
-        return [Wanted(spec, all_binary) for spec in specs.values()]
+        return [_checked(Wanted(spec, all_binary)) for spec in specs.values()]
     wanted: dict[str, Wanted] = {}
     for output in request.outputs:
         if output.name not in specs:
             raise WrongTensor(f"no output {output.name!r}; expected {', '.join(map(repr, specs))}")
         if output.name in wanted:
             raise WrongTensor(f"output {output.name!r} is asked for twice")
-        wanted[output.name] = Wanted(specs[output.name], output.parameters.get("binary_data", all_binary) is True)
+        binary = output.parameters.get("binary_data", all_binary) is True
+        wanted[output.name] = _checked(Wanted(specs[output.name], binary))
     return list(wanted.values())
+
+
+def _checked(wanted: Wanted) -> Wanted:
+    if wanted.spec.datatype == "BF16" and not wanted.binary:
+        raise WrongTensor(
+            f"output {wanted.spec.name!r} is BF16, which JSON has no form for; "
+            "ask for it with parameters.binary_data, or for all with parameters.binary_data_output"
+        )
+    return wanted

@@ -1,7 +1,8 @@
 """POST /predict/{model}: an image, plain JSON, or raw rows in; labels and probabilities out.
 
     image/* or anything that starts like one     one image, decoded to the model's size and colours
-    application/json                             {"instances": [item, …]}, each item nested or flat numbers
+    application/json                             {"instances": [item, …]}, each item nested or flat numbers; nested as
+                                                 its own shape where items differ in size
     other bytes (application/octet-stream, …)    one or more raw rows
 
 `?top_k=3` limits how many labels come back with each item (default 5).
@@ -16,13 +17,14 @@ import msgspec
 from msgspec import Struct
 
 from models.manifest import ImageInput, TensorSpec
-from service.batching.arena import RowBytes
+from service.batching.arena import RowBytes, ShapedRow
 from service.batching.claim import Claim, ServedModel
 from service.batching.client import Client
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
-from service.frontend.tensors import items_in, rows_from_json, to_json
+from service.frontend.shaped import nested_values, shaped_rows_from_instances
+from service.frontend.tensors import items_in, rows_from_json, shape_text, to_json
 from service.settings import Images
 
 DEFAULT_TOP_K = 5
@@ -46,9 +48,15 @@ async def predict(
     top_k = _top_k(request.query)
     kind = _kind(model, request.headers.get(b"content-type", b""), body)
     spec = _only_input(model)
+    _check_outputs(model)
     if isinstance(model.facts.input, ImageInput) and kind == "image":
         with client.claim(model, 1) as claim:  # before decoding: a full server must not decode what it will refuse
             claim.write(spec.name, await _pixels(body, model.facts.input, images))
+            return await _run(claim, request, deadline, top_k)
+    if spec.name not in model.inputs:
+        shaped = _shaped_rows(model, spec, kind, body)
+        with client.claim(model, len(shaped)) as claim:
+            claim.write_shaped(spec.name, shaped)
             return await _run(claim, request, deadline, top_k)
     rows, n_items = _rows(model, spec, kind, body)
     with client.claim(model, n_items) as claim:
@@ -100,13 +108,24 @@ def _rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -> tuple
     """The rows and how many they are."""
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
-        return rows_from_json(spec, request.instances, None, "instances")
+        return rows_from_json(model.facts, spec, request.instances, None, "instances")
     try:
-        return body, items_in(spec, body)
+        return body, items_in(model.facts, spec, body)
     except WrongTensor as error:
         if not isinstance(model.facts.input, ImageInput):
             raise
         raise WrongTensor(f"the body is neither an image ({', '.join(FORMATS)}) nor raw rows: {error}") from error
+
+
+def _shaped_rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -> list[ShapedRow]:
+    """Items that differ in size: JSON shows where each ends."""
+    if kind != "json":
+        raise WrongTensor(
+            f"items of input {spec.name!r} ({spec.datatype} {shape_text(model.facts, spec)}) differ in size, so the "
+            'body cannot be raw rows; send {"instances": [item, ...]} as application/json'
+        )
+    request: Instances = decode_json(body, Instances, "the prediction request")
+    return shaped_rows_from_instances(model.facts, spec, request.instances)
 
 
 def _only_input(model: ServedModel) -> TensorSpec:
@@ -117,6 +136,15 @@ def _only_input(model: ServedModel) -> TensorSpec:
             f"/v2/models/{model.facts.name}/infer all"
         )
     return inputs[0]
+
+
+def _check_outputs(model: ServedModel) -> None:
+    for spec in model.facts.outputs:
+        if spec.datatype == "BF16":
+            raise WrongTensor(
+                f"output {spec.name!r} is BF16, which JSON has no form for; "
+                f"/v2/models/{model.facts.name}/infer answers it as a binary tensor"
+            )
 
 
 def _labelled(claim: Claim, top_k: int) -> list[dict[str, Any]]:
@@ -136,9 +164,14 @@ def _descending(entry: tuple[float, str]) -> float:
 
 
 def _plain(claim: Claim) -> list[dict[str, Any]]:
-    """Every output of each item, flat."""
-    outputs = {spec.name: claim.read(spec.name) for spec in claim.model.facts.outputs}
-    return [{name: to_json(array[i]) for name, array in outputs.items()} for i in range(len(claim.slots))]
+    """Every output of each item: flat, or nested where items differ in size."""
+    columns: dict[str, list[Any]] = {}
+    for spec in claim.model.facts.outputs:
+        if spec.name in claim.model.outputs:
+            columns[spec.name] = [to_json(row) for row in claim.read(spec.name)]
+        else:
+            columns[spec.name] = [nested_values(spec, row) for row in claim.read_shaped(spec.name)]
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(claim.slots))]
 
 
 def _top_k(query: bytes) -> int:

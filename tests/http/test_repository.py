@@ -15,6 +15,7 @@ from models.manifest import (
     Classification,
     Golden,
     ImageInput,
+    TensorInput,
     TensorSpec,
     digest_file,
     write_golden,
@@ -25,6 +26,7 @@ from tests.support.build_models import (
     Graph,
     change_manifest,
     plain_graphs,
+    publish,
     publish_scores,
     quarter_sums,
     quarters_of,
@@ -48,9 +50,10 @@ REFUSED = MappingProxyType(
         "other-signature": ["manifest.json", "outputs"],
         "other-image": ["manifest.json", "image"],
         "other-labels": ["manifest.json", "classification", "'scores'"],
-        "fixed-batch": ["'x'", "[3, 2]", "first dimension"],
-        "two-variables": ["'x'", "first dimension"],
-        "fails-at-zero": ["warmed up"],
+        "image-without-batch": ["manifest.json", "first dimension"],
+        "fails-on-golden": ["golden rows"],
+        "many-axes": ["'x'", "17 axes", "16"],
+        "sequence": ["'x'", "seq(tensor(float))", "tensor(float)"],
     }
 )
 
@@ -83,12 +86,18 @@ def build_bad_models(root: Path) -> None:
     labels = Classification("scores", QUARTERS[:3])
     change_manifest(publish_scores(root, "other-labels"), classification=labels)
 
-    graph = plain_graphs()["floats"]
-    for name, shape in (("fixed-batch", [3, 2]), ("two-variables", ["n", "m"])):
-        write_model(root, name, graph)
-        set_shape(root / name / "1" / MODEL_FILE, shape)
+    fixed = publish_scores(root, "image-without-batch")
+    spec = (TensorSpec("image", "UINT8", (1, 28, 28, 1)),), (TensorSpec("scores", "FP32", (1, 4)),)
+    change_manifest(fixed, inputs=spec[0], outputs=spec[1])
+    set_batch(fixed / MODEL_FILE, 1)
+    update_digests(fixed)
     picky = plain_graphs()["picky"]
-    write_model(root, "fails-at-zero", Graph(picky.inputs, picky.outputs, picky.nodes, {"table": np.arange(0)}))
+    fails = write_model(root, "fails-on-golden", picky)
+    write_golden(fails, Golden({"x": np.array([3, 12])}, {"y": np.array([33, 132])}))
+    publish(fails, picky, TensorInput())
+    write_model(root, "many-axes", plain_graphs()["floats"])
+    set_shape(root / "many-axes" / "1" / MODEL_FILE, ["n"] + [1] * 16)
+    write_sequence(root / "sequence" / "1")
 
 
 def replace_golden(folder: Path, images: np.ndarray, outputs: dict[str, np.ndarray]) -> None:
@@ -120,6 +129,24 @@ ODD = {
 
 def update_digests(folder: Path) -> None:
     change_manifest(folder, files={name: digest_file(folder / name) for name in (MODEL_FILE, GOLDEN_FILE)})
+
+
+def set_batch(path: Path, size: int) -> None:
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    onnx.save(model, path)
+
+
+def write_sequence(folder: Path) -> None:
+    """x, a sequence of tensors: y = the first."""
+    x = onnx.helper.make_tensor_sequence_value_info("x", onnx.TensorProto.FLOAT, ["n"])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n"])
+    zero = onnx.numpy_helper.from_array(np.array(0), "zero")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("SequenceAt", ["x", "zero"], ["y"])], "s", [x], [y], [zero])
+    folder.mkdir(parents=True)
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / MODEL_FILE)
 
 
 def set_shape(path: Path, shape: list[int | str]) -> None:

@@ -17,7 +17,14 @@ from service.engine.loop import Engine
 from service.engine.repository import ModelSettings
 
 SETTINGS = ModelSettings(
-    device="cpu", cores=2, max_batch_size=8, max_queue_items=64, instances=2, threads=1, tune_budget_s=0.0
+    device="cpu",
+    cores=2,
+    max_batch_size=8,
+    max_queue_items=64,
+    max_row_bytes=4096,
+    instances=2,
+    threads=1,
+    tune_budget_s=0.0,
 )
 Start = Callable[..., AbstractAsyncContextManager[tuple[Engine, Client]]]
 

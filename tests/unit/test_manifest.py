@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ from models.manifest import (
     NUMPY_OF,
     Classification,
     DataSet,
+    Datatype,
     FileDigest,
     Golden,
     ImageInput,
@@ -82,7 +83,7 @@ def test_the_optional_parts_may_be_left_out(tmp_path: Path) -> None:
         ({"scores": 1}, "scores"),
         ({"schema": 2}, r"\$.schema"),
         ({"version": "3"}, r"\$.version"),
-        ({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}]}, r"\$.inputs\[0\].datatype"),
+        ({"inputs": [{"name": "image", "datatype": "STRING", "shape": [-1]}]}, r"\$.inputs\[0\].datatype"),
         ({"input": {"kind": "audio"}}, r"\$.input.kind"),
         ({"input": {"kind": "image", "height": 1, "width": 1, "channels": 2}}, r"\$.input.channels"),
         ({"tolerance": {"percent": 1.0}}, "percent"),
@@ -188,7 +189,8 @@ def test_golden_arrays_with_other_names_are_refused(tmp_path: Path, key: str) ->
 
 def test_every_datatype_has_one_little_endian_dtype_and_back() -> None:
     for name, dtype in NUMPY_OF.items():
-        assert DATATYPE_OF[dtype.name] == name
+        assert DATATYPE_OF[dtype.name] == ("UINT16" if name == "BF16" else name)  # BF16 is its bits
         assert dtype.byteorder in "<=|"
+    assert set(get_args(Datatype)) - NUMPY_OF.keys() == {"BYTES"}
     assert NUMPY_OF["FP32"] == np.float32
     assert NUMPY_OF["BOOL"].itemsize == 1
