@@ -45,7 +45,8 @@ def split(output: Array, spec: TensorSpec, n: int, batch_axis: bool, max_row_byt
     if not _fits(output.shape, expected):
         raise RunFailed(f"output {spec.name!r} has shape {output.shape}; expected {expected}, -1 for any")
     rows = []
-    for item in output if batch_axis else [output]:
+    # An index with `...` gives an array even where items have no axes.
+    for item in (output[i, ...] for i in range(n)) if batch_axis else [output]:
         if spec.datatype == "BYTES":
             data = strings.pack(element.encode() for element in item.reshape(-1).tolist())
         else:

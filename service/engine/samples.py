@@ -16,10 +16,15 @@ from service.batching.arena import item_shape
 from service.engine.agreement import Array
 
 Kind = Literal["small", "wide", "zeros and ones"]
-"""small: floats in [0, 1), whole numbers 0 and 1 · wide: floats around 0 by 10, whole numbers below 100"""
+"""Values.
+
+small            floats in [0, 1), whole numbers and texts 0 and 1
+wide             floats around 0, most within 10, whole numbers below 100, texts of one to three words
+zeros and ones   items of zeros and items of ones in turn
+"""
 
 AXIS_LENGTHS = (8, 1, 64, 224)
-_LETTERS = np.array(["a", "b", "c", "d", "e"], object)
+_WORDS = np.array(["a", "b c", "d e f", "g, h", "i"], object)
 _DIGITS = np.array(["0", "1"], object)
 
 
@@ -45,7 +50,7 @@ def _lengths(spec: TensorSpec, batch_axis: bool, length: int) -> tuple[int, ...]
 
 
 def _element_bytes(spec: TensorSpec) -> int:
-    return 5 if spec.datatype == "BYTES" else NUMPY_OF[spec.datatype].itemsize  # one letter and its length
+    return 9 if spec.datatype == "BYTES" else NUMPY_OF[spec.datatype].itemsize  # the longest text, and its length
 
 
 def _elements(spec: TensorSpec, shape: tuple[int, ...], kind: Kind, generator: np.random.Generator) -> Array:
@@ -53,7 +58,7 @@ def _elements(spec: TensorSpec, shape: tuple[int, ...], kind: Kind, generator: n
     if spec.datatype == "BYTES":
         if kind == "zeros and ones":
             return _DIGITS[alternating]
-        return generator.choice(_LETTERS if kind == "wide" else _DIGITS, shape)
+        return generator.choice(_WORDS if kind == "wide" else _DIGITS, shape)
     dtype = NUMPY_OF[spec.datatype]
     if kind == "zeros and ones":
         numbers: Array = alternating

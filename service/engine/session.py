@@ -7,6 +7,8 @@ Settings that matter for many small batches, from onnxruntime's own issues and o
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,11 +80,22 @@ class Session:
         self.outputs = tuple(_spec(node, "output") for node in outputs)
         self.batch_axis_by_name = _batch_axis_by_name(inputs, outputs)
         self._output_names = [spec.name for spec in self.outputs]
+        self._options: ort.RunOptions | None = None
         self._bfloats = {spec.name for spec in self.inputs + self.outputs if spec.datatype == "BF16"}
 
     @property
     def description(self) -> str:
         return str(self._session.get_modelmeta().description)
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """onnxruntime does not print why a run fails: for runs that may."""
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = 4
+        try:
+            yield
+        finally:
+            self._options = None
 
     def run(self, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Outputs in the order of `outputs`. Raises RunFailed.
@@ -92,7 +105,7 @@ class Session:
         try:
             if self._bfloats:
                 return self._run_values(feeds)
-            return self._session.run(self._output_names, feeds)  # type: ignore[no-any-return]
+            return self._session.run(self._output_names, feeds, self._options)  # type: ignore[no-any-return]
         except Exception as error:  # onnxruntime's errors share no class of their own
             raise RunFailed(_first_line(error)) from error
 
@@ -104,7 +117,7 @@ class Session:
             else ort.OrtValue.ortvalue_from_numpy(array)
             for name, array in feeds.items()
         }
-        outputs = self._session.run_with_ort_values(self._output_names, values)
+        outputs = self._session.run_with_ort_values(self._output_names, values, self._options)
         return [
             _bits(value) if name in self._bfloats else value.numpy()
             for name, value in zip(self._output_names, outputs, strict=True)

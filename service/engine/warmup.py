@@ -22,7 +22,8 @@ def write_warm_up_items(
         for spec in session.inputs:
             _write(arena, spec, item[spec.name], range(n_slots))
         try:
-            instance.run([0])
+            with session.quietly():
+                instance.run([0])
         except RunFailed as error:
             failure = error
         else:

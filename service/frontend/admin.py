@@ -159,6 +159,7 @@ def _metadata(client: Client, model: ServedModel) -> ModelMetadata:
             "version": facts.version,
             "description": facts.description,
             "labels": list(facts.classification.labels) if facts.classification else [],
+            "batch_axis": facts.batch_axis,
             "max_batch_size": facts.max_batch_size,
             "instances": facts.instances,
             "threads": facts.threads,

@@ -44,7 +44,7 @@ def item_fits(facts: ModelFacts, spec: TensorSpec, given: Sequence[int]) -> bool
     if not expected and not facts.batch_axis:
         return len(given) <= MOST_ITEM_AXES and min(given, default=0) >= 0
     return len(given) == len(expected) and all(
-        size == wanted or (wanted == -1 and size >= 0) for size, wanted in zip(given, expected, strict=True)
+        size >= 0 and wanted in (size, -1) for size, wanted in zip(given, expected, strict=True)
     )
 
 

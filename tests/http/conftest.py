@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.build_any import build_any_repository
 from tests.support.build_models import build_repository
 from tests.support.server import Server, running_server
 
@@ -29,6 +30,20 @@ def server(repository: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def any_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The models of `build_any.py`."""
+    root = build_any_repository(tmp_path_factory.mktemp("any"))
+    with running_server(*FAST_START, "--repository", str(root)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def any_http(any_server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=any_server.url, timeout=30, trust_env=False) as client:
         yield client
 
 
