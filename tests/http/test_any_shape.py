@@ -305,3 +305,9 @@ def test_longer_axes_are_tried_where_short_ones_fail(any_http: httpx.Client, any
     assert same(binary_outputs(binary(any_http, "late", {"x": ("INT64", x)})), {"y": x})
     assert binary(any_http, "late", {"x": ("INT64", x[:, :59])}).status_code == 500
     assert "model late version 1 is served without" not in any_server.log()
+
+
+def test_every_other_model_was_measured(any_http: httpx.Client, any_server: Server) -> None:
+    log = any_server.log()
+    assert log.count("is served without having been measured") == 1
+    assert len(any_http.get("/v2/models").json()["models"]) == log.count("is ready after")

@@ -14,10 +14,15 @@ class QueueMachine(RuleBasedStateMachine):
         self.now = 0
         self.arrivals = 0
 
-    @rule(priority=st.integers(0, 3), lifetime=st.integers(1, 50), frontend=st.integers(0, 2))
-    def arrive(self, priority: int, lifetime: int, frontend: int) -> None:
+    @rule(
+        priority=st.integers(0, 3),
+        lifetime=st.integers(1, 50),
+        frontend=st.integers(0, 2),
+        key=st.sampled_from([(), (), (1,), (2, 3)]),
+    )
+    def arrive(self, priority: int, lifetime: int, frontend: int, key: tuple[int, ...]) -> None:
         self.arrivals += 1
-        item = WaitingItem(priority, self.now + lifetime, self.arrivals, self.arrivals, frontend, self.now)
+        item = WaitingItem(priority, self.now + lifetime, self.arrivals, self.arrivals, frontend, self.now, key)
         self.queue.push(item)
         self.model.append(item)
 
@@ -32,17 +37,22 @@ class QueueMachine(RuleBasedStateMachine):
         expired = [item for item in self.model if item.deadline <= self.now]
         left = sorted(item for item in self.model if item.deadline > self.now)
         assert sorted(taken.expired) == sorted(expired)
-        assert taken.batch == left[: len(taken.batch)], "the batch is the front of the queue, in order"
+        key = taken.batch[0].key if taken.batch else None
+        alike = [item for item in left if item.key == key]
+        assert taken.batch == alike[: len(taken.batch)], "the batch is the front of its key, in order"
         assert len(taken.batch) <= largest
         if not limits.max_queue_delay_us:
             assert bool(taken.batch) == bool(left), "work-conserving: what waits runs"
             assert taken.retry_at is None
             if left:
-                assert len(taken.batch) == min(largest, -(-len(left) // idle))
+                assert taken.batch[0] == left[0], "whose turn it is runs"
+                assert len(taken.batch) == min(largest, len(alike), -(-len(left) // idle))
         elif left and not taken.batch:
             assert taken.retry_at is not None
             assert taken.retry_at > self.now
-        self.model = left[len(taken.batch) :]
+            ripe_at = min(item.committed_at for item in left) + limits.max_queue_delay_us * 1000
+            assert taken.retry_at == ripe_at
+        self.model = [item for item in left if item not in taken.batch]
 
     @rule(frontend=st.integers(0, 2))
     def frontend_dies(self, frontend: int) -> None:

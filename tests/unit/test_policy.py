@@ -7,8 +7,8 @@ from service.batching.policy import Limits, WaitingItem, WaitingQueue, batch_siz
 FAR = 10**18
 
 
-def item(slot: int, priority: int = 1, deadline: int = FAR, committed_at: int = 0) -> WaitingItem:
-    return WaitingItem(priority, deadline, slot, slot, frontend=0, committed_at=committed_at)
+def item(slot: int, priority: int = 1, deadline: int = FAR, committed_at: int = 0, key: str = "") -> WaitingItem:
+    return WaitingItem(priority, deadline, slot, slot, frontend=0, committed_at=committed_at, key=key)
 
 
 def queue_of(*items: WaitingItem) -> WaitingQueue:
@@ -77,3 +77,62 @@ def test_a_dead_frontends_items_are_forgotten() -> None:
     queue = queue_of(*(WaitingItem(1, FAR, i, i, frontend=i % 2, committed_at=0) for i in range(10)))
     queue.drop_frontend(0)
     assert [each.slot for each in queue.take(0, 1, Limits(64)).batch] == [1, 3, 5, 7, 9]
+
+
+def keyed(keys: str, **more: int) -> list[WaitingItem]:
+    """Items 0, 1, … of these keys, one letter each."""
+    return [item(slot, key=key, **more) for slot, key in enumerate(keys)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "idle", "largest", "expected"),
+    [
+        ("abab", 1, 8, ["02", "13"]),  # the first item's key, then the next one's
+        ("aabaa", 1, 2, ["01", "2", "34"]),  # b came third and waits for one batch, not for all of a
+        ("abbbbb", 1, 8, ["0", "12345"]),  # a key with one item does not wait for company
+        ("aaaab", 2, 8, ["012", "3", "4"]),  # the share is of everything that waits
+        ("abcdef", 2, 8, ["0", "1", "2", "3", "4", "5"]),
+    ],
+)
+def test_only_items_of_one_key_run_together(keys: str, idle: int, largest: int, expected: list[str]) -> None:
+    queue = queue_of(*keyed(keys))
+    batches = []
+    while len(queue):
+        batches.append("".join(str(each.slot) for each in queue.take(0, idle, Limits(largest)).batch))
+    assert batches == expected
+
+
+def test_priority_goes_before_company() -> None:
+    queue = queue_of(*keyed("aaa"), item(3, priority=0, key="b"), item(4, key="b"))
+    assert [each.slot for each in queue.take(0, 1, Limits(8)).batch] == [3, 4]
+
+
+def test_an_item_of_a_rare_key_is_taken_while_others_keep_coming() -> None:
+    queue = queue_of(item(0, key="a"), item(1, key="rare"))
+    taken: list[int] = []
+    for slot in range(2, 100):
+        queue.push(item(slot, key="a"))
+        taken += [each.slot for each in queue.take(0, 1, Limits(4)).batch]
+        if 1 in taken:
+            break
+    assert taken == [0, 2, 1]
+
+
+def test_a_queue_delay_is_kept_for_each_key() -> None:
+    limits = Limits(max_batch_size=2, max_queue_delay_us=200)
+    queue = queue_of(
+        *(item(slot, committed_at=100_000 + slot, key=key) for slot, key in enumerate("abcb")),
+    )
+    taken = queue.take(150_000, 1, limits)
+    assert [each.slot for each in taken.batch] == [1, 3], "b has a full batch"
+    assert queue.take(150_000, 1, limits).retry_at == 300_000, "a came first"
+    assert [each.slot for each in queue.take(300_000, 1, limits).batch] == [0]
+    assert queue.take(300_000, 1, limits).retry_at == 300_002
+
+
+def test_expired_items_leave_from_every_key() -> None:
+    queue = queue_of(*(item(slot, deadline=10 * (slot + 1), key=key) for slot, key in enumerate("abcab")))
+    assert [each.slot for each in queue.take(30, 1, Limits(8)).expired] == [0, 1, 2]
+    assert len(queue) == 1, "3 ran"
+    queue.drop_frontend(0)
+    assert not len(queue)
