@@ -65,7 +65,7 @@ def _check(settings: Settings) -> int:
         print(
             f"{version.name} version {version.version}: ready, {loaded.golden_rows} golden rows, "
             f"{len(setup.instances)} instances x {setup.threads} threads, "
-            + ", ".join(f"batch {size}: {rate:.0f} items/s" for size, rate in setup.rates.items())
+            + (", ".join(f"batch {size}: {rate:.0f} items/s" for size, rate in setup.rates.items()) or "unmeasured")
         )
     if not found:
         print(f"{settings.repository} holds no <name>/<version>/ folder", file=sys.stderr)

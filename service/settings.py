@@ -95,8 +95,8 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
             ge=1024,
             le=64 << 20,
             description="Largest item of a tensor whose items differ in size (variable axes, strings), for each of "
-            "its tensors. Memory is taken as items use it, for at most a gibibyte in all or 16 items; larger rows "
-            "leave room for fewer items in flight.",
+            "its tensors. Memory is taken as items use it and kept; where all rows together would pass 1 GiB, fewer "
+            "items fit in flight, down to 16.",
         ),
     ] = 1 << 20
 

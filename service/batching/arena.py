@@ -17,7 +17,7 @@ A slot belongs to one frontend from claim to release; the engine touches it only
 numbers cross on the link (`link.py`), never through shared counters: the socket orders the writes, and its end of
 file tells either side that the other is gone. Why not locks or shared rings: docs/adr/0002. A region per tensor, not
 per slot, so that a batch is filled by plain copies and each tensor of it is contiguous.
-Checked by tests/property/test_slots.py.
+Checked by tests/property/test_slots.py and tests/unit/test_arena.py.
 """
 
 import mmap

@@ -11,7 +11,7 @@ Checked by tests/unit/test_policy.py and, against a plain list, tests/property/t
 """
 
 import heapq
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -73,8 +73,10 @@ class WaitingQueue:
             return Taken([], expired, None)
         if limits.max_queue_delay_us:
             return self._take_ripe(now, idle_instances, limits, expired)
+        heaps = self._heaps.values()
+        heap = next(iter(heaps)) if len(heaps) == 1 else min(heaps, key=_front)
         size = batch_size(self._n_items, idle_instances, limits.max_batch_size)
-        return Taken(self._pop(self._first(self._heaps.values()), size), expired, None)
+        return Taken(self._pop(heap, size), expired, None)
 
     def drop_frontend(self, frontend: int) -> None:
         """Forget a dead frontend's items: nobody is left to read their answers."""
@@ -92,22 +94,20 @@ class WaitingQueue:
                 retry_at = ripe_at
         if not ripe:
             return Taken([], expired, retry_at)
-        heap = self._first(ripe)
+        heap = min(ripe, key=_front)
         size = limits.max_batch_size  # what was waited for goes together
         if len(heap) >= limits.max_batch_size:
             size = batch_size(self._n_items, idle_instances, limits.max_batch_size)
         return Taken(self._pop(heap, size), expired, None)
 
-    def _first(self, heaps: Collection[list[WaitingItem]]) -> list[WaitingItem]:
-        """The one with the item whose turn it is."""
-        return next(iter(heaps)) if len(heaps) == 1 else min(heaps, key=_front)
-
     def _pop(self, heap: list[WaitingItem], most: int) -> list[WaitingItem]:
-        size = min(most, len(heap))
-        self._n_items -= size
-        if size == len(heap):
-            del self._heaps[heap[0].key]
-        return [heapq.heappop(heap) for _ in range(size)]
+        if len(heap) > most:
+            self._n_items -= most
+            return [heapq.heappop(heap) for _ in range(most)]
+        self._n_items -= len(heap)
+        del self._heaps[heap[0].key]
+        heap.sort()
+        return heap
 
     def _drop_expired(self, now: int) -> list[WaitingItem]:
         if not self._n_items or now < self._next_expiry:
@@ -131,6 +131,7 @@ class WaitingQueue:
 
 
 def _front(heap: list[WaitingItem]) -> WaitingItem:
+    """Whose turn it is, of one key."""
     return heap[0]
 
 

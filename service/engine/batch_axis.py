@@ -5,7 +5,8 @@
 
 Names alone are not enough: the first axis may be a sequence, and a graph may normalise over its batch. Answers would
 then depend on who else asked. So what the trial refutes runs item by item; where no trial tells anything (every
-invented input makes the run fail, or all are answered alike) the names decide.
+invented input makes the run fail, or all are answered alike) the names decide. Reasons: docs/adr/0014.
+Checked by tests/integration/test_any_model.py and tests/http/test_any_shape.py.
 """
 
 from typing import Literal
