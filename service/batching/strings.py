@@ -1,6 +1,6 @@
 """BYTES elements as bytes: the protocol's binary form, on the wire and in rows alike.
 
-element, element, …     each its length (uint32, little-endian), then that many bytes
+    element, element, …     each its length (uint32, little-endian), then that many bytes
 
 Checked by tests/unit/test_arena.py.
 """
