@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -28,7 +29,7 @@ from service.engine.loop import Engine
 from service.engine.repository import ModelSettings
 from service.engine.session import default_device
 from service.engine.tune import available_cores
-from service.frontend.app import Frontend
+from service.frontend.app import ENDED, Frontend
 from service.frontend.protocol import Protocol
 from service.log import configure_logging
 from service.metrics import RequestMetrics
@@ -102,6 +103,8 @@ async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str
     ]
     try:
         await server.serve(sockets=[listener])
+        for connection in list(server.server_state.connections):
+            cast(Protocol, connection).give_up(ENDED)
     finally:
         for watcher in watchers:
             watcher.cancel()

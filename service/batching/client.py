@@ -91,13 +91,15 @@ class Client:
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         """The version, or the newest. Raises UnknownModel, ModelNotReady."""
+        if (model := self.known(name, version)) is None:
+            raise self._absent(name, version)
+        return model
+
+    def known(self, name: str, version: str | None = None) -> ServedModel | None:
         versions = self._models.get(name)
-        if versions:
-            if version is None:
-                return versions[next(reversed(versions))]
-            if version in versions:
-                return versions[version]
-        raise self._absent(name, version)
+        if not versions:
+            return None
+        return versions[next(reversed(versions))] if version is None else versions.get(version)
 
     def claim(self, model: ServedModel, n_items: int) -> Claim:
         """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""

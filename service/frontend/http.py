@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from litestar.types import Receive, Scope, Send
+from litestar.types import Receive, Send
 
 from service.batching.claim import Timings
 from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
@@ -44,77 +44,45 @@ class Request:
     timings       of the slowest item; set by the handler
     """
 
-    __slots__ = (
-        "_body_at",
-        "_expired",
-        "_loop",
-        "_receive",
-        "decoded_ns",
-        "headers",
-        "id",
-        "query",
-        "received_at",
-        "timings",
-    )
+    __slots__ = ("_body_at", "decoded_ns", "headers", "id", "query", "received_at", "timings")
 
-    def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
-        self.received_at = time.monotonic_ns()
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.query: bytes = scope["query_string"]
-        self.id = request_id(self.headers.get(b"x-request-id"))
+    def __init__(self, headers: dict[bytes, bytes], query: bytes) -> None:
+        self.received_at = self._body_at = time.monotonic_ns()
+        self.headers = headers
+        self.query = query
+        self.id = request_id(headers.get(b"x-request-id"))
         self.decoded_ns = 0
-        self._body_at = self.received_at
         self.timings: Timings | None = None
-        self._receive = receive
-        self._loop = loop
-        self._expired = False
 
-    async def body(self, max_bytes: int, timeout_s: float) -> bytes:
-        """The whole body. Raises BodyTooLarge, BodyTimeout, ClientDisconnected."""
-        declared = self.headers.get(b"content-length")
-        if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
-            raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
-        # By hand: asyncio.timeout costs four times as much (loadtests/records/2026-11-23_row-copies).
-        # The loop is given: to find it, asyncio asks the kernel for the process id (Python 3.11), twice a request.
-        task = asyncio.current_task(self._loop)
-        assert task is not None, "bug: a request outside a task"
-        timer = self._loop.call_later(timeout_s, self._expire, task)
-        try:
-            body = await self._whole_body(max_bytes)
-        except asyncio.CancelledError as error:
-            if not self._expired:
-                raise
-            task.uncancel()
-            raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
-        finally:
-            timer.cancel()
+    def body_is_complete(self) -> None:
+        """From here on it is decoded."""
         self._body_at = time.monotonic_ns()
-        return body
-
-    def _expire(self, task: asyncio.Task[Any]) -> None:
-        self._expired = True
-        task.cancel()
 
     def decoded(self) -> None:
         """The rows are written: from here on the request waits for the engine."""
         self.decoded_ns = time.monotonic_ns() - self._body_at
 
-    async def _whole_body(self, max_bytes: int) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            if len(message["body"]) > max_bytes:
-                raise BodyTooLarge(f"a body of {len(message['body'])} bytes; at most {max_bytes} are accepted")
-            return message["body"]
-        chunks = bytearray()
-        while True:
-            if message["type"] != "http.request":
-                raise ClientDisconnected
-            chunks += message["body"]
-            if len(chunks) > max_bytes:
-                raise BodyTooLarge(f"a body of more than {max_bytes} bytes; at most that many are accepted")
-            if not message.get("more_body"):
-                return bytes(chunks)
-            message = await self._receive()
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body. Raises BodyTooLarge, BodyTimeout, ClientDisconnected."""
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
+        raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
+    chunks = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientDisconnected
+                chunks += message["body"]
+                if len(chunks) > max_bytes:
+                    raise BodyTooLarge(f"a body of more than {max_bytes} bytes; at most that many are accepted")
+                more = message.get("more_body", False)
+    except TimeoutError as error:
+        raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
+    return bytes(chunks)
 
 
 def request_id(given: bytes | None) -> str:
@@ -136,20 +104,18 @@ def server_timing(request: Request) -> str:
     )
 
 
+def headers_of(answer: Answer, request: Request) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", answer.content_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", request.id.encode()),
+        (b"server-timing", server_timing(request).encode()),
+        *answer.headers,
+    ]
+
+
 async def send_answer(send: Send, request: Request, answer: Answer) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": [
-                (b"content-type", answer.content_type),
-                (b"content-length", b"%d" % len(answer.body)),
-                (b"x-request-id", request.id.encode()),
-                (b"server-timing", server_timing(request).encode()),
-                *answer.headers,
-            ],
-        }
-    )
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers_of(answer, request)})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
