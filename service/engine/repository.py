@@ -133,6 +133,7 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
             max_batch_size=setup.max_batch_size,
             instances=len(setup.instances),
             threads=setup.threads,
+            items_per_s=setup.rates[setup.max_batch_size],
         ),
         arena_fd=arena_fd,
         setup=setup,

@@ -22,7 +22,7 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from service.batching.claim import ServedModel
-from service.batching.client import Client
+from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
 from service.frontend import admin
 from service.frontend.head import Head, Route, find_route
@@ -51,13 +51,13 @@ ENDED = Draining("the server is draining and ended before this was answered; sen
 class Frontend:
     """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
 
-    def __init__(self, client: Client, settings: Settings, metrics: RequestMetrics) -> None:
+    def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics) -> None:
         self.health = admin.Health()
         self.body_timeout_s = settings.server.body_timeout_s
-        self._client = client
+        self._engines = engines
         self._settings = settings
         self._metrics = metrics
-        self._litestar = _litestar(client, self.health, metrics)
+        self._litestar = _litestar(engines, self.health, metrics)
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         request = Request(dict(scope["headers"]), scope["query_string"])
@@ -75,7 +75,7 @@ class Frontend:
         return (
             self.health.state == "closing"
             or head.body_bytes > self._settings.server.max_body_bytes
-            or self._client.known(head.route.model, head.route.version) is None
+            or self._engines.known(head.route.model, head.route.version) is None
         )
 
     async def predict(self, route: Route, request: Request, body: bytes) -> Answer:
@@ -85,10 +85,10 @@ class Frontend:
             model = self._find(route)
             deadline = request.received_at + self._settings.server.request_timeout_ms * 1_000_000
             if route.kind == "predict":
-                answer = await predict(self._client, model, request, body, deadline, self._settings.images)
+                answer = await predict(model, request, body, deadline, self._settings.images)
             else:
-                answer = await infer(self._client, model, request, body, deadline)
-        except Exception as error:
+                answer = await infer(model, request, body, deadline)
+        except Exception as error:  # noqa: BLE001 whatever a request does to us, its client is answered
             answer = _refusal(error, request, route)
         self._count(model, request, answer)
         return answer
@@ -96,7 +96,7 @@ class Frontend:
     def refuse(self, route: Route, request: Request, error: ServiceError) -> Answer:
         """The answer to a request that nothing was done for."""
         answer = error_answer(error)
-        self._count(self._client.known(route.model, route.version), request, answer)
+        self._count(self._engines.known(route.model, route.version), request, answer)
         return answer
 
     async def _predict_long(
@@ -124,13 +124,14 @@ class Frontend:
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":
             raise Draining("the server is draining; send the request to another")
-        return self._client.find(route.model, route.version)
+        return self._engines.find(route.model, route.version)
 
     def _count(self, model: ServedModel | None, request: Request, answer: Answer) -> None:
         if self.health.state == "leaving":
             answer.headers.append(CLOSE)
-        seconds = (time.monotonic_ns() - request.received_at) / 1e9
-        self._metrics.request_answered(model.facts if model else None, answer.status, seconds, request.timings)
+        counts = self._metrics.of(model.facts) if model else self._metrics.unknown
+        microseconds = (time.monotonic_ns() - request.received_at) // 1000
+        counts.request_answered(answer.status, microseconds, request.timings is not None)
 
 
 def _refusal(error: Exception, request: Request, route: Route) -> Answer:
@@ -143,7 +144,7 @@ def _refusal(error: Exception, request: Request, route: Route) -> Answer:
     return error_answer(EngineError(f"internal error (request {request.id})"))
 
 
-def _litestar(client: Client, health: admin.Health, metrics: RequestMetrics) -> Litestar:
+def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -> Litestar:
     app = Litestar(
         [
             admin.index,
@@ -156,7 +157,7 @@ def _litestar(client: Client, health: admin.Health, metrics: RequestMetrics) -> 
             admin.metrics_handler(exposition(metrics)),
             page_file,
         ],
-        state=State({"client": client, "health": health}),
+        state=State({"engines": engines, "health": health}),
         openapi_config=openapi_config(package_version("shoal")),
         exception_handlers={Exception: _error_response},
         logging_config=None,
@@ -193,7 +194,7 @@ def _with_headers(send: Send, request: Request, health: admin.Health) -> Send:
             message["headers"] = [
                 *message.get("headers", []),
                 (b"x-request-id", request.id.encode()),
-                (b"server-timing", server_timing(request).encode()),
+                (b"server-timing", server_timing(request)),
                 *([CLOSE] if health.state == "leaving" else []),
             ]
         await send(message)

@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -20,7 +21,8 @@ JSON = b"application/json"  # without a charset: some protocol clients compare t
 BINARY = b"application/octet-stream"
 
 _MAX_REQUEST_ID_BYTES = 128
-_process_id = os.urandom(6).hex()
+_STATUS = {status.value: b"%d %s" % (status, status.phrase.encode()) for status in HTTPStatus}
+_process_id = ""
 _counter = itertools.count(1)
 
 
@@ -92,30 +94,56 @@ def request_id(given: bytes | None) -> str:
     return f"{_process_id}-{next(_counter):x}"
 
 
-def server_timing(request: Request) -> str:
+def name_process() -> None:
+    """Ids made from here on are of this process; called after a fork, so that no two make the same."""
+    global _process_id
+    _process_id = os.urandom(6).hex()
+
+
+name_process()
+
+
+def server_timing(request: Request) -> bytes:
     """W3C Server-Timing; milliseconds. `batch` is how many items ran together."""
-    total = (time.monotonic_ns() - request.received_at) / 1e6
+    total_ms = (time.monotonic_ns() - request.received_at) / 1e6
     if request.timings is None:
-        return f"total;dur={total:.3f}"
+        return b"total;dur=%.3f" % total_ms
     queue_us, compute_us, batch_size = request.timings
-    return (
-        f"decode;dur={request.decoded_ns / 1e6:.3f}, queue;dur={queue_us / 1e3:.3f}, "
-        f'compute;dur={compute_us / 1e3:.3f}, total;dur={total:.3f}, batch;desc="{batch_size}"'
+    return b'decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f, batch;desc="%d"' % (
+        request.decoded_ns / 1e6,
+        queue_us / 1e3,
+        compute_us / 1e3,
+        total_ms,
+        batch_size,
     )
 
 
-def headers_of(answer: Answer, request: Request) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", answer.content_type),
-        (b"content-length", b"%d" % len(answer.body)),
-        (b"x-request-id", request.id.encode()),
-        (b"server-timing", server_timing(request).encode()),
-        *answer.headers,
-    ]
+def response(answer: Answer, request: Request, more_lines: bytes) -> bytes:
+    """The whole of an HTTP/1.1 response. `more_lines`: header lines to put in, each with its end."""
+    for header in answer.headers:
+        more_lines += b"%s: %s\r\n" % header
+    return (
+        b"HTTP/1.1 %s\r\n%scontent-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\nserver-timing: %s\r\n\r\n%s"
+    ) % (
+        _STATUS[answer.status],
+        more_lines,
+        answer.content_type,
+        len(answer.body),
+        request.id.encode(),
+        server_timing(request),
+        answer.body,
+    )
 
 
 async def send_answer(send: Send, request: Request, answer: Answer) -> None:
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers_of(answer, request)})
+    headers = [
+        (b"content-type", answer.content_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", request.id.encode()),
+        (b"server-timing", server_timing(request)),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 

@@ -6,8 +6,8 @@
             └────────────────────────────────────────────────────────────────────────────────────────────┴───┘
 
 A prediction costs no ASGI message, no task and no second pass over its head: the handler's coroutine runs at once, up
-to where it waits for the engine, and goes on when the answer is there (docs/adr/0013 has the microseconds). What arrives
-meanwhile on the same connection waits; a client that sends and does not read is not read either.
+to where it waits for the engine, and goes on when the answer is there (docs/adr/0013 has the microseconds). What
+arrives meanwhile on the same connection waits; a client that sends and does not read is not read either.
 
 Two changes to uvicorn's own way: an answer goes out in one write, and bad syntax gets our error body.
 """
@@ -15,7 +15,6 @@ Two changes to uvicorn's own way: an answer goes out in one write, and bad synta
 import asyncio
 import time
 from collections.abc import Coroutine
-from http import HTTPStatus
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,10 +22,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import BodyTimeout, ServiceError
 from service.frontend.app import CLOSE, Frontend
 from service.frontend.head import MOST_BYTES, Head, parse_head
-from service.frontend.http import Answer, Request, error_body, headers_of, request_id
+from service.frontend.http import Answer, Request, error_body, request_id, response
 
 _CONTINUE = b"HTTP/1.1 100"  # the client waits for it before it sends the body
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _MOST_UNREAD_BYTES = 65536  # of requests that wait for the answer to the one before
 
 
@@ -154,7 +152,9 @@ class Protocol(HttpToolsProtocol):
         self._more_body(body)
 
     def _more_body(self, data: bytes) -> None:
-        assert self._head is not None and self._request is not None and self._body is not None
+        assert self._head is not None
+        assert self._request is not None
+        assert self._body is not None
         self._body += data
         if len(self._body) < self._head.body_bytes:
             if self._body_timer is None:
@@ -170,7 +170,8 @@ class Protocol(HttpToolsProtocol):
         self.give_up(BodyTimeout(f"the body did not arrive within {self._frontend.body_timeout_s:g} s"))
 
     def _answer(self, body: bytes) -> None:
-        assert self._head is not None and self._request is not None
+        assert self._head is not None
+        assert self._request is not None
         self._answering = self._frontend.predict(self._head.route, self._request, body)
         self._go_on()
 
@@ -188,13 +189,13 @@ class Protocol(HttpToolsProtocol):
         future.add_done_callback(self._go_on)
 
     def _write(self, answer: Answer) -> None:
-        assert self._head is not None and self._request is not None
+        assert self._head is not None
+        assert self._request is not None
         close = self._close_after or not self._head.keep_alive or CLOSE in answer.headers
-        headers = [*self.server_state.default_headers, *headers_of(answer, self._request)]
         if close and CLOSE not in answer.headers:
-            headers.append(CLOSE)
-        lines = b"".join([b"%s: %s\r\n" % header for header in headers])
-        self._socket.write(b"%s%s\r\n%s" % (_STATUS_LINES[answer.status], lines, answer.body))
+            answer.headers.append(CLOSE)
+        lines = b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers])  # the date
+        self._socket.write(response(answer, self._request, lines))
         self._head = self._request = None
         if close:
             self._socket.close()
