@@ -43,8 +43,8 @@ def _serve(settings: Settings) -> int:
 
 def _check(settings: Settings) -> int:
     from service.engine.repository import find_versions, load_version
+    from service.engine.serve import model_settings
     from service.engine.session import UnservableModel
-    from service.supervisor import model_settings
 
     logging.basicConfig(level=logging.WARNING)
     try:

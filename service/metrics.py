@@ -1,89 +1,147 @@
-"""What a frontend counts, and how Prometheus sees it.
+"""What the frontends count, and how Prometheus sees it.
 
-On the way of a request a count is one dictionary update and a histogram one bisection: plain integers, written by the
-event loop's thread alone. `RequestMetrics.collect` turns them into prometheus-client families when somebody scrapes, so
-there are no label look-ups, locks or files on the hot path. Labels are bounded: a model that does not exist is "".
+Counts are 64-bit cells in memory that all frontends share, one region for each, made before they start. A frontend
+adds to cells of its own region alone, so there is no lock, and whichever frontend is scraped sums over all regions: no
+files, and what a frontend counted survives it. On the way of a request a count is one addition and a histogram a
+bisection.
+
+    region of a frontend: entry "" │ entry mnist 3 │ entry cifar10 2 │ …      an entry: its key, then its cells:
+    requests by status │ histograms request, queue, compute [µs] and batch size [items] │ items in flight
+
+`RequestMetrics.collect` makes prometheus-client families of them. Labels are bounded: a model that does not exist
+is "".
 The table in docs/operations.md is compared with what is exposed (tests/architecture/test_docs.py).
 """
 
+import mmap
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from service.batching.claim import Timings
-from service.batching.client import Client, Observer
+from service.batching.claim import ModelObserver
+from service.batching.client import Observer
+from service.batching.engines import Engines
 from service.batching.link import ModelFacts
 
+Key = tuple[str, str]  # model, version
+
 # From what a tiny model needs to what nobody should wait for; factors of 2 to 2.5.
-_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_ITEMS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+_MICROSECONDS = (
+    *(100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
+    *(1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000),
+)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504)
+_CELL_OF_STATUS = {status: i for i, status in enumerate(_STATUSES)}
 
 
-class RawHistogram:
-    """Counts per bucket and a sum. Bounds are inclusive, as Prometheus has them."""
+class _Histogram(NamedTuple):
+    """Cells from `first` on: a count for each bound (inclusive, as Prometheus has it), one beyond the last, the sum."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    first: int
+    bounds: tuple[int, ...]
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def buckets(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative (le, count) pairs and the sum."""
-        cumulative, total = [], 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            cumulative.append((bound, float(total)))
-        return cumulative, self._sum
+    @property
+    def end(self) -> int:
+        return self.first + len(self.bounds) + 2
 
 
-class ModelMetrics:
-    """One model version's histograms."""
+_REQUEST = _Histogram(len(_STATUSES), _MICROSECONDS)
+_QUEUE = _Histogram(_REQUEST.end, _MICROSECONDS)
+_COMPUTE = _Histogram(_QUEUE.end, _MICROSECONDS)
+_BATCH = _Histogram(_COMPUTE.end, _ITEMS)
+_IN_FLIGHT = _BATCH.end
+_N_CELLS = _IN_FLIGHT + 1
 
-    __slots__ = ("batch_size", "compute", "queue", "request")
+_KEY_BYTES = 512
+_ENTRY_BYTES = _KEY_BYTES + 8 * _N_CELLS
+_N_ENTRIES = 1024  # versions that a frontend may count over its life; beyond them all share the last
+_REGION_BYTES = _N_ENTRIES * _ENTRY_BYTES
 
-    def __init__(self) -> None:
-        self.request = RawHistogram(_SECONDS)
-        self.queue = RawHistogram(_SECONDS)
-        self.compute = RawHistogram(_SECONDS)
-        self.batch_size = RawHistogram(_ITEMS)
+
+class SharedCounts:
+    """The memory of all frontends' counts. Processes forked after this share it; pages cost memory once written."""
+
+    def __init__(self, n_frontends: int) -> None:
+        self.n_frontends = n_frontends
+        self._memory = memoryview(mmap.mmap(-1, n_frontends * _REGION_BYTES))
+
+    def cells(self, frontend: int, key: Key) -> memoryview:
+        """The version's cells in this frontend's region, which is its own to write."""
+        wanted = "/".join(key).encode()[: _KEY_BYTES - 1]
+        entry = self._memory[:0]
+        for found, entry in self._entries(frontend):
+            if found in (b"", wanted):
+                entry[: len(wanted)] = wanted
+                break
+        return entry[_KEY_BYTES:].cast("q")
+
+    def sums(self) -> dict[Key, list[int]]:
+        """Every version's cells, summed over the frontends."""
+        totals: dict[Key, list[int]] = {}
+        for frontend in range(self.n_frontends):
+            for found, entry in self._entries(frontend):
+                if not found:
+                    break
+                model, _, version = found.decode(errors="replace").rpartition("/")
+                total = totals.setdefault((model, version), [0] * _N_CELLS)
+                totals[model, version] = [a + b for a, b in zip(total, entry[_KEY_BYTES:].cast("q"), strict=True)]
+        return totals
+
+    def _entries(self, frontend: int) -> Iterator[tuple[bytes, memoryview]]:
+        start = frontend * _REGION_BYTES
+        for at in range(start, start + _REGION_BYTES, _ENTRY_BYTES):
+            entry = self._memory[at : at + _ENTRY_BYTES]
+            yield bytes(entry[:_KEY_BYTES]).rstrip(b"\0"), entry
+
+
+class ModelCounts(ModelObserver):
+    """One version's cells in one frontend."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self, cells: memoryview) -> None:
+        self._cells = cells
+
+    def request_answered(self, status: int, microseconds: int, ran: bool) -> None:
+        """Once for each prediction request; refused ones have no place in the histogram."""
+        cells = self._cells
+        cells[_CELL_OF_STATUS[status]] += 1
+        if ran:
+            _observe(cells, _REQUEST, microseconds)
+
+    def item_answered(self, queue_us: int) -> None:
+        _observe(self._cells, _QUEUE, queue_us)
+
+    def batch_answered(self, batch_size: int, compute_us: int) -> None:
+        _observe(self._cells, _COMPUTE, compute_us)
+        _observe(self._cells, _BATCH, batch_size)
+
+    def in_flight(self, items: int) -> None:
+        self._cells[_IN_FLIGHT] = items
 
 
 class RequestMetrics(Observer, Collector):
-    def __init__(self) -> None:
-        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self._models: defaultdict[tuple[str, str], ModelMetrics] = defaultdict(ModelMetrics)
-        self._items: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self.client: Client | None = None
+    """Of one frontend. `engines` is set once they are known."""
 
-    def request_answered(self, model: ModelFacts | None, status: int, seconds: float, timings: Timings | None) -> None:
-        """Once for each prediction request; refused ones have no timings and no place in the histograms."""
-        key = (model.name, model.version) if model else ("", "")
-        self._requests[*key, status] += 1
-        if timings is not None:
-            self._models[key].request.observe(seconds)
+    def __init__(self, shared: SharedCounts, frontend: int) -> None:
+        self._shared = shared
+        self._frontend = frontend
+        self._models: dict[Key, ModelCounts] = {}
+        self.engines: Engines | None = None
+        self.unknown = self._counts(("", ""))
 
-    def item_answered(self, model: ModelFacts, queue_us: int) -> None:
-        key = (model.name, model.version)
-        self._items[key] += 1
-        self._models[key].queue.observe(queue_us / 1e6)
-
-    def batch_answered(self, model: ModelFacts, batch_size: int, compute_us: int) -> None:
-        metrics = self._models[model.name, model.version]
-        metrics.compute.observe(compute_us / 1e6)
-        metrics.batch_size.observe(batch_size)
+    def of(self, facts: ModelFacts) -> ModelCounts:
+        return self._counts((facts.name, facts.version))
 
     def collect(self) -> Iterator[Metric]:
+        self._look_at_what_is_in_flight()
+        totals = self._shared.sums()
         requests = CounterMetricFamily(
             "shoal_requests",
             "Prediction requests by the status they were answered with.",
@@ -94,38 +152,40 @@ class RequestMetrics(Observer, Collector):
             "Prediction requests answered with a status of 400 or more.",
             labels=["model", "version"],
         )
-        failed: defaultdict[tuple[str, str], int] = defaultdict(int)
-        for (model, version, status), count in self._requests.items():
-            requests.add_metric([model, version, str(status)], count)
-            failed[model, version] += count if status >= 400 else 0
-        for key, count in failed.items():
-            errors.add_metric(list(key), count)
         items = CounterMetricFamily("shoal_items", "Items that were answered.", labels=["model", "version"])
-        for key, count in self._items.items():
-            items.add_metric(list(key), count)
+        for key, cells in totals.items():
+            for status, count in zip(_STATUSES, cells, strict=False):
+                if count:
+                    requests.add_metric([*key, str(status)], count)
+            failed = sum(count for status, count in zip(_STATUSES, cells, strict=False) if status >= 400)
+            errors.add_metric(list(key), failed)
+            items.add_metric(list(key), sum(cells[_QUEUE.first : _QUEUE.end - 1]))
         yield from (requests, errors, items)
-        yield self._histogram(
-            "shoal_request_seconds", "From the request's head to its answer, of those that ran.", lambda m: m.request
+        yield _family(
+            totals, "shoal_request_seconds", "From the request's head to its answer, of those that ran.", _REQUEST, 1e6
         )
-        yield self._histogram("shoal_queue_seconds", "How long an item waited for its batch.", lambda m: m.queue)
-        yield self._histogram("shoal_compute_seconds", "How long a batch ran.", lambda m: m.compute)
-        yield self._histogram("shoal_batch_size", "How many items ran together, by batch.", lambda m: m.batch_size)
-        yield from self._gauges()
+        yield _family(totals, "shoal_queue_seconds", "How long an item waited for its batch.", _QUEUE, 1e6)
+        yield _family(totals, "shoal_compute_seconds", "How long a batch ran.", _COMPUTE, 1e6)
+        yield _family(totals, "shoal_batch_size", "How many items ran together, by batch.", _BATCH, 1)
+        yield from self._gauges(totals)
 
-    def _histogram(self, name: str, text: str, of: Callable[[ModelMetrics], RawHistogram]) -> Metric:
-        family = HistogramMetricFamily(name, text, labels=["model", "version"])
-        for key, metrics in self._models.items():
-            buckets, total = of(metrics).buckets()
-            family.add_metric(list(key), buckets, total)
-        return family
+    def _counts(self, key: Key) -> ModelCounts:
+        if (counts := self._models.get(key)) is None:
+            counts = self._models[key] = ModelCounts(self._shared.cells(self._frontend, key))
+        return counts
 
-    def _gauges(self) -> Iterator[Metric]:
+    def _look_at_what_is_in_flight(self) -> None:
+        """Now, of this frontend; the others' cells are as old as their last sweep (client.py)."""
+        for key, items in self.engines.in_flight().items() if self.engines else ():
+            self._counts(key).in_flight(items)
+
+    def _gauges(self, totals: dict[Key, list[int]]) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily("shoal_items_in_flight", "Items that hold a slot.", labels=["model", "version"])
         ready = GaugeMetricFamily("shoal_model_ready", "1 for a version that answers.", labels=["model", "version"])
-        for model in self.client.models() if self.client else []:
-            key = [model.facts.name, model.facts.version]
-            in_flight.add_metric(key, model.in_flight)
-            ready.add_metric(key, 1)
+        for model in self.engines.models() if self.engines else []:
+            key = model.facts.name, model.facts.version
+            in_flight.add_metric(list(key), totals[key][_IN_FLIGHT])
+            ready.add_metric(list(key), 1)
         yield from (in_flight, ready)
 
 
@@ -136,3 +196,25 @@ def exposition(metrics: RequestMetrics) -> Callable[[], bytes]:
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     return lambda: generate_latest(registry)
+
+
+def _observe(cells: memoryview, histogram: _Histogram, value: int) -> None:
+    first, bounds = histogram
+    cells[first + bisect_left(bounds, value)] += 1
+    cells[first + len(bounds) + 1] += value
+
+
+def _family(totals: dict[Key, list[int]], name: str, text: str, histogram: _Histogram, unit: float) -> Metric:
+    """`unit`: how many of the cells' units make one of the metric's. Versions that saw nothing are left out."""
+    family = HistogramMetricFamily(name, text, labels=["model", "version"])
+    first, bounds = histogram
+    for key, cells in totals.items():
+        counts = cells[first : histogram.end - 1]
+        if not any(counts):
+            continue
+        buckets, total = [], 0
+        for bound, count in zip((*(str(bound / unit) for bound in bounds), "+Inf"), counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        family.add_metric(list(key), buckets, cells[histogram.end - 1] / unit)
+    return family

@@ -42,6 +42,13 @@ class Server(BaseModel, frozen=True, extra="forbid"):
 
     host: Annotated[str, Field(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104 a container's port
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    frontends: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=0, le=64)],
+        Field(
+            description="HTTP processes, beside an engine process for each device. 0: HTTP and engine share one "
+            "process. `auto` goes by the cores."
+        ),
+    ] = "auto"
     max_body_bytes: Annotated[
         int, Field(ge=1024, description="Longest request body; longer ones are answered 413.")
     ] = 64 << 20
@@ -111,6 +118,9 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     cores: Annotated[
         int | None,
         Field(ge=1, description="CPU cores to use. Default: those the process may use, by affinity and quota."),
+    ] = None
+    engines: Annotated[
+        int | None, Field(ge=1, le=64, description="Engine processes. Default: one for each GPU, else one.")
     ] = None
     instances: Annotated[
         int | None, Field(ge=1, le=256, description="Copies of each model that run side by side. Default: measured.")
@@ -185,7 +195,7 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
             _cli_parse_args=list(flags),
             _cli_prog_name=f"python -m service {command}",
             _cli_kebab_case=True,
-            _cli_shortcuts={"server.port": "port", "server.host": "host"},
+            _cli_shortcuts={"server.port": "port", "server.host": "host", "server.frontends": "frontends"},
             _cli_avoid_json=True,
             _cli_hide_none_type=True,
         )

@@ -4,7 +4,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
@@ -51,22 +51,27 @@ def _section(title: str, text: str, model: type[BaseModel], path: tuple[str, ...
 
 def _fits(info: FieldInfo) -> str:
     """The type in words, with its bounds."""
-    bounds = []
+    return " ".join([_type_text(info.annotation), *_bounds(info)])
+
+
+def _bounds(info: FieldInfo) -> Iterator[str]:
     for limit in info.metadata:
         match limit:
             case Ge(ge=low):
-                bounds.append(f"from {low}")
+                yield f"from {low}"
             case Gt(gt=low):
-                bounds.append(f"above {low}")
+                yield f"above {low}"
             case Le(le=high):
-                bounds.append(f"up to {high}")
-    return " ".join([_type_text(info.annotation), *bounds])
+                yield f"up to {high}"
 
 
 def _type_text(annotation: Any) -> str:  # Any: whatever a field may be annotated with
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) is Annotated:
+        inner, info = typing.get_args(annotation)
+        return " ".join([_type_text(inner), *_bounds(info)])
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " or ".join(_type_text(part) for part in typing.get_args(annotation) if part is not types.NoneType)
     return {int: "whole number", float: "number", str: "text", Path: "path"}[annotation]
 

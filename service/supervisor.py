@@ -1,42 +1,48 @@
-"""Starts the engine and the frontend, watches both, and drains on SIGTERM.
+"""Starts engines and frontends, replaces those that die, and drains on SIGTERM.
 
-Here the engine's threads and the frontend's event loop share one process: the same arena, link and loops as between
-processes, on a socket pair (docs/adr/0005).
+    frontends 0    HTTP and one engine share this process: the same arena, link and loops as between processes
+    frontends n    n HTTP processes and an engine process for each device, forked here; this process only watches
 
-    SIGTERM ─► leaving: ready is false, requests are answered as before, for `drain_delay_s`
-            ─► closing: no new connections, new predictions refused, those in flight finished, for `drain_timeout_s`
-            ─► exit 0.   A second signal skips what is left of the delay, a third the waiting.
-    engine gone ─► in-flight requests are answered 503, exit 1
+    SIGTERM, SIGINT ─► the frontends leave (frontend/serve.py) ─► the engines end ─► exit 0
+    a frontend dies ─► its connections are lost with it; another takes its socket and its slots
+    an engine dies  ─► its requests in flight are answered 503; another loads the models and is connected
+    deaths go on    ─► exit 1: whoever runs us must see it
+
+Between the supervisor and a child runs one socket (control.py). Its end of file tells a frontend that the supervisor is
+gone, and an engine that no more frontends come. Children are forked, not started afresh: what is imported here is
+shared. This process therefore never starts a thread. Decisions: docs/adr/0009, 0013.
 """
 
 import asyncio
 import contextlib
 import gc
 import logging
+import os
+import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NoReturn
 
-import uvicorn
-import uvloop
-
-from models.manifest import EXAMPLE_FILE, EXAMPLE_ROW_FILE
-from service.batching.client import Client
-from service.batching.link import link_pair
-from service.engine.loop import Engine
-from service.engine.repository import ModelSettings
-from service.engine.session import default_device
-from service.engine.tune import available_cores
-from service.frontend.app import Frontend
-from service.frontend.protocol import Protocol
+from service.batching.link import Link, link_pair
+from service.control import control_pair, send_leave, send_link
 from service.log import configure_logging
-from service.metrics import RequestMetrics
+from service.machine import available_cores, cuda_devices
+from service.metrics import SharedCounts
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_MOST_DEATHS = 5  # of all children together
+_DEATHS_WITHIN_S = 60.0
+_ENGINE_END_S = 15.0
+_FRONTENDS_PER_ENGINE = 4
+
+Role = Literal["engine", "frontend"]
 
 
 class StartError(Exception):
@@ -48,154 +54,255 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     configure_logging(settings.logging)
     if not settings.repository.is_dir():
         raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
-    listener = _listen(settings.server.host, settings.server.port)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, listener, say))
+    n_frontends = frontend_count(settings)
+    if n_frontends == 0:
+        return _serve_in_one_process(settings, listen(settings.server.host, settings.server.port, 1)[0], say)
+    listeners = listen(settings.server.host, settings.server.port, n_frontends)
+    return Supervisor(settings, listeners, say).run()
 
 
-def model_settings(settings: Settings) -> ModelSettings:
-    return ModelSettings(
-        device=default_device() if settings.engine.device == "auto" else settings.engine.device,
-        cores=settings.engine.cores or available_cores(),
-        max_batch_size=settings.batching.max_batch_size,
-        max_queue_items=settings.batching.max_queue_items,
-        max_row_bytes=settings.batching.max_row_bytes,
-        instances=settings.engine.instances,
-        threads=settings.engine.threads,
-        tune_budget_s=settings.engine.tune_budget_s,
-    )
+def frontend_count(settings: Settings) -> int:
+    """As set, or what the cores suggest."""
+    if settings.server.frontends != "auto":
+        return settings.server.frontends
+    cores = settings.engine.cores or available_cores()
+    return 0 if cores == 1 else max(1, min(_FRONTENDS_PER_ENGINE, cores // 2))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: the supervisor decides when it ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def _serve(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
-    frontend_link, engine_link = link_pair()
-    metrics = RequestMetrics()
-    client = metrics.client = Client(frontend_link, metrics)
-    frontend = Frontend(client, settings, metrics)
-    engine = Engine(settings.repository, model_settings(settings), settings.batching.max_queue_delay_us, [engine_link])
-    server = _Server(
-        uvicorn.Config(
-            frontend,
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            proxy_headers=False,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=settings.server.drain_timeout_s,
-        )
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    _drain_on_signals(server, frontend, settings.server.drain_delay_s)
-    engine.start()
-    watchers = [
-        asyncio.create_task(_announce(client, settings, listener.getsockname()[1], say)),
-        asyncio.create_task(_end_with_engine(client, server)),
-    ]
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        for watcher in watchers:
-            watcher.cancel()
-        died = client.lost.is_set()
-        client.close()
-        await asyncio.to_thread(engine.stop)
-    return 1 if died else 0
+def engine_count(settings: Settings) -> int:
+    """As set, or one for each GPU, or one."""
+    if settings.engine.engines is not None:
+        return settings.engine.engines
+    return 1 if settings.engine.device == "cpu" else max(1, len(cuda_devices()))
 
 
-def _drain_on_signals(server: uvicorn.Server, frontend: Frontend, delay_s: float) -> None:
-    loop = asyncio.get_running_loop()
-
-    def close() -> None:
-        frontend.health.state = "closing"
-        server.should_exit = True
-
-    def on_signal() -> None:
-        match frontend.health.state:
-            case "serving":
-                frontend.health.state = "leaving"
-                log.info("draining: not ready, still answering for %g s", delay_s)
-                loop.call_later(delay_s, close)
-            case "leaving":
-                close()
-            case "closing":
-                server.force_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-
-
-async def _announce(client: Client, settings: Settings, port: int, say: Callable[[str], None]) -> None:
-    """Once models are loaded, say where to look; and keep the garbage collector away from what lives for ever."""
-    await client.loaded.wait()
-    # A full collection walks everything that was ever imported; frozen, it is not walked again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-    for line in _where_to_look(client, settings, port):
-        say(line)
-
-
-async def _end_with_engine(client: Client, server: uvicorn.Server) -> None:
-    await client.lost.wait()
-    log.error("the engine is gone; the process ends")
-    server.should_exit = True
-
-
-def _where_to_look(client: Client, settings: Settings, port: int) -> Iterator[str]:
-    host = "localhost" if settings.server.host in ("0.0.0.0", "127.0.0.1", "::") else settings.server.host  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
-    url = f"http://{host}:{port}"
-    yield f"Shoal serves on {url}"
-    for model in client.models():
-        facts = model.facts
-        yield (
-            f"  model     {facts.name} version {facts.version}: {facts.instances} instances x {facts.threads} threads, "
-            f"batches up to {facts.max_batch_size}"
-        )
-    for (name, version), reason in client.failures.items():
-        yield f"  refused   {name} version {version}: {reason}"
-    yield f"  API       {url}/docs"
-    yield f"  metrics   {url}/metrics"
-    if client.models():
-        yield f"  try       {_curl(client, settings.repository, url)}"
-    elif client.failures:
-        yield "  no model answers"
-    else:
-        yield f"  no model answers; put one at {settings.repository}/<name>/1/model.onnx"
-
-
-def _curl(client: Client, repository: Path, url: str) -> str:
-    """A line that works as it stands: an example image or row where a model brings one, else its metadata."""
-    for model in client.models():
-        facts = model.facts
-        folder = repository / facts.name / facts.version
-        if (folder / EXAMPLE_FILE).is_file():
-            return f"curl --data-binary @{folder / EXAMPLE_FILE} {url}/predict/{facts.name}"
-        if (folder / EXAMPLE_ROW_FILE).is_file():
-            json = "-H 'Content-Type: application/json'"
-            return f"curl {json} -d @{folder / EXAMPLE_ROW_FILE} {url}/predict/{facts.name}"
-    return f"curl {url}/v2/models/{client.models()[0].facts.name}"
-
-
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, n: int) -> list[socket.socket]:
+    """`n` sockets on one port, between which the kernel spreads connections. Raises StartError."""
+    listeners: list[socket.socket] = []
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
+        for _ in range(n):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if n > 1:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address if listener is listeners[0] else listeners[0].getsockname())
+        for listener in listeners:
+            listener.listen(_BACKLOG)
     except OSError as error:
         raise StartError(
             f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
         ) from error
-    return listener
+    return listeners
+
+
+@dataclass
+class _Child:
+    role: Role
+    number: int
+    pid: int
+    pidfd: int
+    control: socket.socket
+
+
+class Supervisor:
+    def __init__(self, settings: Settings, listeners: list[socket.socket], say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._say: Callable[[str], None] | None = say
+        self._n_engines = engine_count(settings)
+        self._counts = SharedCounts(len(listeners))
+        self._children: dict[tuple[Role, int], _Child] = {}
+        self._links: dict[tuple[int, int], tuple[Link, Link]] = {}  # (engine, frontend): its ends, until handed over
+        self._deaths: list[float] = []
+        self._draining = False
+        self._failed = False
+
+    def run(self) -> int:
+        """Until every child has ended; the exit status."""
+        gc.freeze()  # what the children share stays shared: no collection writes to it
+        wakeup, signalled = socket.socketpair()
+        for end in (wakeup, signalled):
+            end.setblocking(False)
+        signal.set_wakeup_fd(signalled.fileno())
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
+        self._signal_sockets = wakeup, signalled
+        n_engines, n_frontends = self._n_engines, len(self._listeners)
+        self._links = {(e, f): link_pair() for e in range(n_engines) for f in range(n_frontends)}
+        for engine in range(n_engines):
+            self._start_engine(engine)
+        for frontend in range(n_frontends):
+            self._start_frontend(frontend)
+        while self._children:
+            self._watch(wakeup)
+        return 1 if self._failed else 0
+
+    # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _watch(self, wakeup: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(wakeup, select.POLLIN)
+        children = {child.pidfd: child for child in self._children.values()}
+        for pidfd in children:
+            poll.register(pidfd, select.POLLIN)
+        for descriptor, _ in poll.poll():
+            if descriptor == wakeup.fileno():
+                for _ in wakeup.recv(64):
+                    self._drain()
+            else:
+                self._ended(children[descriptor])
+
+    def _drain(self) -> None:
+        """One step towards the end: the frontends leave, a second time at once, a third time without waiting."""
+        self._draining = True
+        for listener in self._listeners:  # while one of us has it open, the kernel goes on accepting
+            listener.close()
+        frontends = [child for child in self._children.values() if child.role == "frontend"]
+        for child in frontends:
+            with contextlib.suppress(OSError):  # it has ended, and we will see it
+                send_leave(child.control)
+
+    def _reap(self, child: _Child) -> int:
+        """Its exit code, negative the signal that ended it."""
+        _, status = os.waitpid(child.pid, 0)
+        os.close(child.pidfd)
+        child.control.close()
+        del self._children[child.role, child.number]
+        return os.waitstatus_to_exitcode(status)
+
+    def _ended(self, child: _Child) -> None:
+        code = self._reap(child)
+        if not self._draining:
+            self._replace(child, code)
+        if not any(other.role == "frontend" for other in self._children.values()):
+            self._end_engines()
+
+    def _replace(self, child: _Child, code: int) -> None:
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        log.error("%s %d ended %s; it is replaced", child.role, child.number, how)
+        now = time.monotonic()
+        self._deaths = [died_at for died_at in self._deaths if now - died_at < _DEATHS_WITHIN_S] + [now]
+        if len(self._deaths) > _MOST_DEATHS:
+            log.error("%d deaths within %g s; the service ends", len(self._deaths), _DEATHS_WITHIN_S)
+            self._failed = True
+            self._drain()
+            return
+        if child.role == "engine":
+            frontends = range(len(self._listeners))
+            self._links = {(child.number, frontend): link_pair() for frontend in frontends}
+            ends = {frontend: self._links[child.number, frontend][0] for frontend in frontends}
+            self._start_engine(child.number)
+            self._hand_over("frontend", child.number, ends)
+        else:
+            engines = range(self._n_engines)
+            self._links = {(engine, child.number): link_pair() for engine in engines}
+            ends = {engine: self._links[engine, child.number][1] for engine in engines}
+            self._hand_over("engine", child.number, ends)
+            self._start_frontend(child.number)
+
+    def _hand_over(self, role: Role, number: int, ends: dict[int, Link]) -> None:
+        """Give each of the others its end of the link to the child that is new, whose number goes with it."""
+        for other, link in ends.items():
+            if (child := self._children.get((role, other))) is not None:
+                with contextlib.suppress(OSError):  # it has just died, and will be replaced
+                    send_link(child.control, number, link)
+            link.close()
+
+    def _end_engines(self) -> None:
+        """End of file on its control tells an engine to leave once its frontends have."""
+        for child in self._children.values():
+            child.control.close()
+        give_up_at = time.monotonic() + _ENGINE_END_S
+        for child in list(self._children.values()):
+            poll = select.poll()
+            poll.register(child.pidfd, select.POLLIN)
+            if not poll.poll(max(0.0, give_up_at - time.monotonic()) * 1000):
+                log.warning("engine %d does not end; it is killed", child.number)
+                os.kill(child.pid, signal.SIGKILL)
+            self._reap(child)
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_engine(self, number: int) -> None:
+        links = {frontend: ends[1] for (engine, frontend), ends in self._links.items() if engine == number}
+
+        def body(control: socket.socket) -> int:
+            from service.engine.serve import run_engine  # the engine's imports are its own
+
+            return run_engine(self._settings, number, len(self._listeners), links, control)
+
+        self._fork("engine", number, body, set(links.values()))
+
+    def _start_frontend(self, number: int) -> None:
+        links = [ends[0] for (_, frontend), ends in sorted(self._links.items()) if frontend == number]
+        say, self._say = (self._say, None) if number == 0 else (None, self._say)
+
+        def body(control: socket.socket) -> int:
+            from service.frontend.process import run_frontend
+
+            return run_frontend(
+                self._settings, number, self._listeners[number], links, self._counts, control, say, bool(self._deaths)
+            )
+
+        self._fork("frontend", number, body, {*links, self._listeners[number]})
+
+    def _fork(
+        self, role: Role, number: int, body: Callable[[socket.socket], int], mine: set[Link | socket.socket]
+    ) -> None:
+        """Start a child. Of what is open here it keeps `mine`: an end of file is only one when nobody holds the end."""
+        ours, theirs = control_pair()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._be_child(f"{role} {number}", lambda: body(theirs), mine)
+        theirs.close()
+        for link in mine - set(self._listeners):
+            link.close()
+        self._children[role, number] = _Child(role, number, pid, os.pidfd_open(pid), ours)
+
+    def _be_child(self, name: str, body: Callable[[], int], mine: set[Link | socket.socket]) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in _SIGNALS:  # a terminal sends them to all its processes; the supervisor decides
+                signal.signal(number, signal.SIG_IGN)
+            others: list[Link | socket.socket] = [end for ends in self._links.values() for end in ends]
+            others += [*self._signal_sockets, *self._listeners, *(child.control for child in self._children.values())]
+            for end in others:
+                if end not in mine:
+                    end.close()
+            for child in self._children.values():
+                os.close(child.pidfd)
+            code = body()
+        except BaseException:
+            log.exception("bug: %s ended", name)
+        finally:
+            logging.shutdown()
+            os._exit(code)
+
+
+# ── one process ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _serve_in_one_process(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
+    import uvloop
+
+    from service.engine.serve import make_engine
+    from service.frontend.serve import HttpServer
+
+    async def run() -> bool:
+        frontend_end, engine_end = link_pair()
+        server = HttpServer(settings, [frontend_end], SharedCounts(1), 0)
+        engine = make_engine(settings, 0, 1, {0: engine_end})
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, server.leave)
+        engine.start()
+        try:
+            return await server.run(listener, say, end_with_engines=True)
+        finally:
+            await asyncio.to_thread(engine.stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return 0 if runner.run(run()) else 1

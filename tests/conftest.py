@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the packages do, for tests that use onnxruntime alone
+
 FOR_THE_TESTS = {"SHOAL_DATA_DIR", "SHOAL_REQUIRE_ALL"}  # not settings: they say which tests can run
 
 

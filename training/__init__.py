@@ -11,3 +11,4 @@ import os
 # Before anything imports torch, which reads it once: OpenMP threads that spin while they wait take the cores from the
 # data loading between two steps, and on shared machines from everybody else.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported (docs/adr/0016)

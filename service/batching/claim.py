@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 import numpy.typing as npt
 
 from service.batching.arena import Arena, RowBytes, ShapedRow, SlotIndex
-from service.batching.link import Answer, ModelFacts, Status
-from service.errors import DeadlineExceeded, EngineError
+from service.batching.link import ModelFacts, Status
+from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTensor
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
 
@@ -32,11 +32,37 @@ class Timings(NamedTuple):
     batch_size: int
 
 
+_NO_TIMINGS = Timings(0, 0, 0)
+
+
+class ModelObserver:
+    """What a frontend may want to know of one version's answers; metrics override it."""
+
+    def item_answered(self, queue_us: int) -> None:
+        """Once for each item."""
+
+    def batch_answered(self, batch_size: int, compute_us: int) -> None:
+        """Once for each batch."""
+
+    def in_flight(self, items: int) -> None:
+        """Now and then, and once none are."""
+
+
 class ServedModel:
     """A ready version as this frontend sees it: what it is, its rows, and which of its slots are free."""
 
-    def __init__(self, facts: ModelFacts, index: int, slots: tuple[int, int], arena: Arena) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        index: int,
+        slots: tuple[int, int],
+        arena: Arena,
+        commit: "Commit",
+        observer: ModelObserver,
+    ) -> None:
         self.facts = facts
+        self.observer = observer
+        self._commit = commit
         self.index = index
         self.inputs = arena.inputs
         self.outputs = arena.outputs
@@ -50,6 +76,19 @@ class ServedModel:
     @property
     def in_flight(self) -> int:
         return self.capacity - len(self.free)
+
+    def claim(self, n_items: int) -> "Claim":
+        """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""
+        free = self.free
+        if n_items == 1 and free:
+            return Claim(self, [free.pop()], self._commit)
+        if not 0 < n_items <= self.capacity:
+            raise WrongTensor(f"{n_items} items in one request; expected 1 to {self.capacity}")
+        if n_items > len(free):
+            raise Overloaded(
+                f"model {self.facts.name!r} is overloaded: {self.in_flight} items in flight, room for {self.capacity}"
+            )
+        return Claim(self, [free.pop() for _ in range(n_items)], self._commit)
 
 
 class Claim:
@@ -76,7 +115,7 @@ class Claim:
         self._released = False
         self.unanswered = 0
         self._future: asyncio.Future[Timings] | None = None
-        self._timings = Timings(0, 0, 0)
+        self._timings = _NO_TIMINGS
 
     def __enter__(self) -> Self:
         return self
@@ -122,12 +161,12 @@ class Claim:
         self._future = self._commit(self, priority)
         return self._future
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, status: int, queue_us: int, compute_us: int, batch_size: int) -> None:
         self.unanswered -= 1
-        if answer.status != Status.OK:
-            self.fail(_ERRORS[answer.status]())
-        if answer.queue_us >= self._timings.queue_us:
-            self._timings = Timings(answer.queue_us, answer.compute_us, answer.batch_size)
+        if status != Status.OK:
+            self.fail(_ERRORS[status]())
+        if queue_us >= self._timings.queue_us:
+            self._timings = Timings(queue_us, compute_us, batch_size)
         if self.unanswered:
             return
         if self._future is not None and not self._future.done():

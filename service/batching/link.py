@@ -22,7 +22,6 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -31,7 +30,7 @@ from models.manifest import Classification, ImageInput, TensorInput, TensorSpec
 
 RECORD_BYTES = 24
 _READ_BYTES = RECORD_BYTES * 4096
-_MAX_DESCRIPTORS = 16
+_DESCRIPTOR_SPACE = socket.CMSG_SPACE(4 * 16)
 _HEAD = struct.Struct("<BxxxI16x")  # kind, length: the head of an EVENT
 
 COMMIT = struct.Struct("<BBHIQQ")  # kind, priority, model, slot, committed_at, deadline
@@ -52,23 +51,18 @@ class Status(IntEnum):
     TOO_LARGE = 3  # an output is larger than its row
 
 
-class Answer(NamedTuple):
-    """One item's answer. `first` is 1 for one item of each batch, so that batches can be counted, not only items."""
+Commit = tuple[int, int, int, int, int, int]
+"""One slot's, as COMMIT unpacks it."""
 
-    kind: int
-    status: int
-    model: int
-    slot: int
-    queue_us: int
-    compute_us: int
-    batch_size: int
-    first: int
-    spare: int
+Answer = tuple[int, int, int, int, int, int, int, int, int]
+"""One item's, as ANSWER unpacks it. `first` is 1 for one item of each batch, so that batches can be counted."""
 
 
 class ModelFacts(Struct, frozen=True):
-    """What a ready version is, for those who never see its file. `capacity` counts the slots of its arena.
+    """What a ready version is, for those who never see its file.
 
+    capacity        slots of its arena
+    items_per_s     of all instances together, as measured at load; 1 where nothing was measured
     batch_axis      dimension 0 of every tensor counts the items; otherwise an item is all of a request's tensors
     max_row_bytes   the largest item of tensors whose items differ in size
     """
@@ -84,6 +78,7 @@ class ModelFacts(Struct, frozen=True):
     max_batch_size: int
     instances: int
     threads: int
+    items_per_s: float
     batch_axis: bool = True
     max_row_bytes: int = 0
 
@@ -185,7 +180,7 @@ class Link:
             else:
                 self._unsent[0] = (data[sent:], [])
 
-    def receive_commits(self) -> tuple[list[tuple[int, int, int, int, int, int]], bool]:
+    def receive_commits(self) -> tuple[list[Commit], bool]:
         """What has arrived, as COMMIT tuples, and whether more may be waiting. Raises LinkClosed at end of file."""
         try:
             data = self._socket.recv(_READ_BYTES)
@@ -203,10 +198,10 @@ class Link:
             data, self._partial = data[:-torn], data[-torn:]
         return list(COMMIT.iter_unpack(data)), more
 
-    def receive(self) -> Iterator[Answer | tuple[Event, int | None]]:
+    def receive(self) -> Iterator[list[Answer] | tuple[Event, int | None]]:
         """Answers, and events with their descriptor, as they have arrived. Raises LinkClosed at end of file."""
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_READ_BYTES, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS))
+            data, ancillary, _, _ = self._socket.recvmsg(_READ_BYTES, _DESCRIPTOR_SPACE)
         except BlockingIOError:
             return
         except OSError as error:
@@ -219,26 +214,34 @@ class Link:
         if self._partial:
             data = self._partial + data
             self._partial = b""
-        start, end = 0, len(data)
-        while end - start >= RECORD_BYTES:
-            if data[start] == Kind.ANSWER:
-                yield Answer(*ANSWER.unpack_from(data, start))
-                start += RECORD_BYTES
-                continue
-            _, length = _HEAD.unpack_from(data, start)
-            frame = RECORD_BYTES + length + -length % RECORD_BYTES
-            if end - start < frame:
+        while data:
+            answers = _answers_at_front(data)
+            if answers:
+                yield list(ANSWER.iter_unpack(data[:answers]))
+                data = data[answers:]
+            if len(data) < RECORD_BYTES:
                 break
-            event = msgspec.json.decode(data[start + RECORD_BYTES : start + RECORD_BYTES + length], type=Event)
+            _, length = _HEAD.unpack_from(data)
+            end = RECORD_BYTES + length
+            if len(data) < (frame := end + -length % RECORD_BYTES):
+                break
+            event = msgspec.json.decode(data[RECORD_BYTES:end], type=Event)
             yield event, self._descriptors.popleft() if isinstance(event, ModelReady) else None
-            start += frame
-        self._partial = data[start:]
+            data = data[frame:]
+        self._partial = data
 
 
 def link_pair() -> tuple[Link, Link]:
     """(frontend's end, engine's end)."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     return Link(left), Link(right)
+
+
+def _answers_at_front(data: bytes) -> int:
+    """How many bytes before the first event, or the torn record at the end, are answers."""
+    kinds = data[: len(data) - len(data) % RECORD_BYTES : RECORD_BYTES]
+    event = kinds.find(Kind.EVENT)  # in front of it there are only answers, so none of its payload is met
+    return RECORD_BYTES * (len(kinds) if event < 0 else event)
 
 
 def _close_all(descriptors: list[int]) -> None:

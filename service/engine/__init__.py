@@ -8,3 +8,7 @@ loader.py       loads the repository, version by version
 repository.py   finds versions, and lets one serve only after digests, warm-up and golden rows
 tune.py         picks instances, threads and batch size by measuring
 """
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported (docs/adr/0016)

@@ -23,13 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from service.batching.link import ANSWER, Kind, Link, LinkClosed, ModelFailed, ModelReady, ModelsLoaded
+from service.batching.link import ANSWER, Kind, Link, ModelFailed, ModelsLoaded
 from service.batching.policy import Limits, WaitingItem, WaitingQueue
 from service.engine.instance import Instance
+from service.engine.links import Links
 from service.engine.loader import load_all
 from service.engine.repository import LoadedVersion, ModelSettings
 from service.engine.run import Result, expire, run_batch
@@ -53,6 +53,7 @@ class _Model:
 class _Work(NamedTuple):
     """A batch with the instance that will run it, and expired items to answer on the way."""
 
+    number: int
     model: _Model
     instance: Instance | None
     batch: list[WaitingItem]
@@ -62,24 +63,38 @@ class _Work(NamedTuple):
 class Engine:
     """Serves the models of one repository on one device to the frontends at the other ends of `links`."""
 
-    def __init__(self, repository: Path, settings: ModelSettings, max_queue_delay_us: int, links: list[Link]) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        settings: ModelSettings,
+        max_queue_delay_us: int,
+        links: dict[int, Link],
+        n_frontends: int = 1,
+        expects_frontends: bool = False,
+    ) -> None:
+        """`links` by number of the frontend; each of `n_frontends` has its share of every model's slots.
+
+        expects_frontends   go on without any, as others may be attached; else the last to leave ends the engine
+        """
         self._repository = repository
         self._settings = settings
         self._max_queue_delay_us = max_queue_delay_us
-        self._n_frontends = len(links)
-        self._links = dict(enumerate(links))
-        self._sending = {frontend: threading.Lock() for frontend in self._links}
+        self._n_frontends = n_frontends
+        self.on_bug: Callable[[], None] = lambda: None
         self._models: dict[int, _Model] = {}
         self._mutex = threading.Lock()  # guards everything below and the receiving side of the links
+        self._links = Links(links, n_frontends, self._mutex, self._forget)
+        self._expects_frontends = expects_frontends
+        self._joining: list[tuple[int, Link, set[int]]] = []  # with the batches that ran when they came
+        self._running: set[int] = set()
+        self._batches = 0
         self._arrivals = 0
         self._idle_executors = 0
         self._next_model = 0
         self._stopping = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
+        self._epoll = self._links.epoll
         self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
-        for link in links:
-            self._epoll.register(link.fileno(), select.EPOLLIN | select.EPOLLET)
         self._threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
             for name, body in [
@@ -123,11 +138,15 @@ class Engine:
     def _next_work(self, finished: _Work | None) -> _Work | None:
         """Give back the instance of what is finished, and wait for something to do. None: stop."""
         with self._mutex:
-            if finished is not None and finished.instance is not None:
-                finished.model.idle.append(finished.instance)
+            if finished is not None:
+                self._running.discard(finished.number)
+                if finished.instance is not None:
+                    finished.model.idle.append(finished.instance)
             while True:
+                if self._joining:
+                    self._let_in()
                 self._read_links()
-                if self._stopping or not self._links:
+                if self._stopping or not (self._links or self._joining or self._expects_frontends):
                     return None
                 now = time.monotonic_ns()
                 work, retry_at = self._take(now)
@@ -158,27 +177,21 @@ class Engine:
             batch, expired, model_retry_at = model.waiting.take(now, idle, model.limits)
             if batch or expired:
                 self._next_model = turn + 1
-                return _Work(model, model.idle.pop() if batch else None, batch, expired), None
+                self._batches += 1
+                self._running.add(self._batches)
+                return _Work(self._batches, model, model.idle.pop() if batch else None, batch, expired), None
             if model_retry_at is not None:
                 retry_at = min(retry_at or model_retry_at, model_retry_at)
         return None, retry_at
 
     def _read_links(self) -> None:
-        for frontend, link in list(self._links.items()):
-            try:
-                if link.wants_write:
-                    self._flush(frontend, link)
-                more = True
-                while more:
-                    commits, more = link.receive_commits()
-                    for _, priority, model, slot, committed_at, deadline in commits:
-                        self._arrivals += 1
-                        ready = self._models[model]
-                        key = ready.key_of(slot) if ready.key_of else ()
-                        item = WaitingItem(priority, deadline, self._arrivals, slot, frontend, committed_at, key)
-                        ready.waiting.push(item)
-            except LinkClosed:
-                self._drop_frontend(frontend)
+        for frontend, commits in self._links.receive():
+            for _, priority, model, slot, committed_at, deadline in commits:
+                self._arrivals += 1
+                ready = self._models[model]
+                key = ready.key_of(slot) if ready.key_of else ()
+                item = WaitingItem(priority, deadline, self._arrivals, slot, frontend, committed_at, key)
+                ready.waiting.push(item)
 
     def _wait(self, seconds: float | None) -> None:
         """Until something arrives, a bell rings, or the time is over; the kernel wakes one waiter for each event."""
@@ -201,35 +214,38 @@ class Engine:
             record = ANSWER.pack(Kind.ANSWER, status, model.index, item.slot, queue_us, compute_us, batch, first, 0)
             by_frontend.setdefault(item.frontend, []).append(record)
         for frontend, records in by_frontend.items():
-            self._send(frontend, partial(Link.send, records=b"".join(records)))
+            self._links.send(frontend, b"".join(records))
 
-    def _send(self, frontend: int, send: Callable[[Link], None]) -> None:
-        """Send to a frontend; what its socket does not take goes out when it is writable again."""
-        if (link := self._links.get(frontend)) is None:
-            return
-        try:
-            with self._sending[frontend]:
-                send(link)
-                if link.wants_write:
-                    self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
-        except LinkClosed:
-            with self._mutex:
-                self._drop_frontend(frontend)
+    # ── frontends ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _flush(self, frontend: int, link: Link) -> None:
-        with self._sending[frontend]:
-            link.flush()
-            if not link.wants_write:
-                self._epoll.modify(link.fileno(), select.EPOLLIN | select.EPOLLET)
+    def attach(self, frontend: int, link: Link) -> None:
+        """A frontend in the place of one that is gone. It is let in once no batch holds a row of its predecessor's."""
+        with self._mutex:
+            self._links.drop(frontend)
+            self._joining.append((frontend, link, set(self._running)))
+            self._let_in()
+        self._ring()
 
-    def _drop_frontend(self, frontend: int) -> None:
-        """Forget a frontend that is gone. Called with the mutex held; twice does no harm."""
-        link = self._links.pop(frontend, None)
-        if link is None:
-            return
-        with self._sending[frontend]:
-            self._epoll.unregister(link.fileno())
-            link.close()
+    def stop_with_last_frontend(self) -> None:
+        """No more frontends come: return when the last has left, and everything has ended."""
+        with self._mutex:
+            self._expects_frontends = False
+        self._ring()
+        for thread in self._threads:
+            thread.join()
+        self._leave()
+
+    def _let_in(self) -> None:
+        still: list[tuple[int, Link, set[int]]] = []
+        for frontend, link, running in self._joining:
+            running &= self._running
+            if running:
+                still.append((frontend, link, running))
+            else:
+                self._links.attach(frontend, link)
+        self._joining = still
+
+    def _forget(self, frontend: int) -> None:
         for model in self._models.values():
             model.waiting.drop_frontend(frontend)
 
@@ -240,26 +256,17 @@ class Engine:
             if self._stopping:
                 return
             if isinstance(loaded, ModelFailed):
-                self._tell_all(loaded)
+                self._links.tell(loaded)
             else:
                 self._serve(loaded)
-        self._tell_all(ModelsLoaded())
+        self._links.tell(ModelsLoaded())
 
     def _serve(self, loaded: LoadedVersion) -> None:
-        """Take the version in, and give every frontend its share of the slots."""
         with self._mutex:
             index = len(self._models)
             limits = Limits(loaded.setup.max_batch_size, self._max_queue_delay_us)
             self._models[index] = _Model(index, limits, list(loaded.setup.instances), loaded.key_of)
-        share = loaded.facts.capacity // self._n_frontends
-        for frontend in range(self._n_frontends):
-            ready = ModelReady(index, (frontend * share, (frontend + 1) * share), loaded.facts)
-            self._send(frontend, partial(Link.send_event, event=ready, descriptor=loaded.arena_fd))
-        os.close(loaded.arena_fd)
-
-    def _tell_all(self, event: ModelFailed | ModelsLoaded) -> None:
-        for frontend in range(self._n_frontends):
-            self._send(frontend, partial(Link.send_event, event=event))
+        self._links.tell_ready(index, loaded.facts, loaded.arena_fd)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -270,13 +277,12 @@ class Engine:
             log.exception("bug: %s ended", threading.current_thread().name)
             with self._mutex:
                 self._stopping = True
-                for frontend in list(self._links):
-                    self._drop_frontend(frontend)
+                for frontend in range(self._n_frontends):
+                    self._links.drop(frontend)
             self._ring()
+            self.on_bug()
 
     def _leave(self) -> None:
-        with self._mutex:
-            for frontend in list(self._links):
-                self._drop_frontend(frontend)
-        self._epoll.close()
+        self._links.close()
+        self._models.clear()  # and with them their arenas' mappings
         os.close(self._bell)

@@ -135,6 +135,7 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
             max_batch_size=setup.max_batch_size,
             instances=len(setup.instances),
             threads=setup.threads,
+            items_per_s=setup.rates.get(setup.max_batch_size, 1.0),
             batch_axis=batch_axis,
             max_row_bytes=settings.max_row_bytes,
         ),

@@ -8,12 +8,10 @@ comes within `GOOD_ENOUGH` of the best rate and runs for `LONG_ENOUGH_S`.
 What is timed is `Instance.run` on the arena, gather and scatter included, as it will be under load.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from service.engine.instance import Instance
 
@@ -120,13 +118,3 @@ def _rate(instances: list[Instance], slots: range) -> float:
     for thread in threads:
         thread.join()
     return sum(counts) / (time.monotonic() - begun)
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, and the control group's quota rounded up. Never the host's count."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))

@@ -16,7 +16,7 @@ from litestar.response import Redirect
 from msgspec import Struct
 
 from service.batching.claim import ServedModel
-from service.batching.client import Client
+from service.batching.engines import Engines
 from service.errors import ModelNotReady
 
 EXTENSIONS = ["binary_tensor_data"]
@@ -34,15 +34,15 @@ class Health:
 
     state: Literal["serving", "leaving", "closing"] = "serving"
 
-    def not_ready_because(self, client: Client) -> str | None:
+    def not_ready_because(self, engines: Engines) -> str | None:
         if self.state != "serving":
             return "the server is draining"
-        if not client.alive:
+        if not engines.alive:
             return "the engine is gone"
-        if not client.loaded.is_set():
+        if not engines.loaded:
             return "models are loading"
-        if not client.models():
-            return "no model could be loaded" if client.failures else "the repository holds no model"
+        if not engines.models():
+            return "no model could be loaded" if engines.failures else "the repository holds no model"
         return None
 
 
@@ -98,7 +98,7 @@ async def live() -> Live:
 
 @get(["/health/ready", "/v2/health/ready"], tags=["health"], summary="Models answer; 503 with the reason when not")
 async def ready(state: State) -> Response[Ready]:
-    if reason := state.health.not_ready_because(state.client):
+    if reason := state.health.not_ready_because(state.engines):
         return Response(Ready(ready=False, error=reason), status_code=503, headers={"retry-after": "1"})
     return Response(Ready(ready=True, live=True))
 
@@ -110,7 +110,7 @@ async def server_metadata() -> ServerMetadata:
 
 @get("/v2/models", tags=["metadata"], summary="Names of the models that answer")
 async def model_names(state: State) -> ModelNames:
-    return ModelNames(sorted({model.facts.name for model in state.client.models()}))
+    return ModelNames(sorted({model.facts.name for model in state.engines.models()}))
 
 
 @get(
@@ -119,7 +119,7 @@ async def model_names(state: State) -> ModelNames:
     summary="Inputs, outputs, labels of a model",
 )
 async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> ModelMetadata:
-    return _metadata(state.client, state.client.find(model_name, model_version))
+    return _metadata(state.engines, state.engines.find(model_name, model_version))
 
 
 @get(
@@ -128,7 +128,7 @@ async def model_metadata(state: State, model_name: str, model_version: str | Non
     summary="This model answers; 503 with the reason when not, 404 when there is none",
 )
 async def model_ready(state: State, model_name: str, model_version: str | None = None) -> ModelReadiness:
-    state.client.find(model_name, model_version)
+    state.engines.find(model_name, model_version)
     if state.health.state != "serving":
         raise ModelNotReady(f"model {model_name!r} is not ready: the server is draining")
     return ModelReadiness(model_name, True)
@@ -147,11 +147,11 @@ def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
     return metrics
 
 
-def _metadata(client: Client, model: ServedModel) -> ModelMetadata:
+def _metadata(engines: Engines, model: ServedModel) -> ModelMetadata:
     facts = model.facts
     return ModelMetadata(
         name=facts.name,
-        versions=client.versions(facts.name),
+        versions=engines.versions(facts.name),
         platform=_PLATFORM,
         inputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.inputs],
         outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.outputs],

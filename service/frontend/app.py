@@ -1,17 +1,17 @@
 """The ASGI application of one frontend: the short way for predictions, Litestar for everything else.
 
     POST /predict/{model}                              ─┐
-    POST /v2/models/{model}/infer                       ├─ _short_way: body → handler → answer
+    POST /v2/models/{model}/infer                       ├─ predict: model → handler → answer
     POST /v2/models/{model}/versions/{version}/infer   ─┘
     anything else                                      ──── Litestar (admin.py, openapi.py), with the same two headers
 
-Why predictions do not go through Litestar: docs/adr/0007. Both ways end in the same error bodies: `{"error": "..."}`.
+`protocol.py` calls `predict` with a whole body and writes the answer itself; a body whose length is not told in advance
+comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -22,15 +22,17 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from service.batching.claim import ServedModel
-from service.batching.client import Client
+from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
 from service.frontend import admin
+from service.frontend.head import Head, Route, find_route
 from service.frontend.http import (
     Answer,
     ClientDisconnected,
     Request,
     error_answer,
     error_body,
+    read_body,
     send_answer,
     server_timing,
 )
@@ -42,78 +44,107 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_CLOSE = (b"connection", b"close")
-Handler = Callable[[ServedModel, Request, bytes, int], Awaitable[Answer]]
+CLOSE = (b"connection", b"close")
+ENDED = Draining("the server is draining and ended before this was answered; send it to another")
 
 
 class Frontend:
     """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
 
-    def __init__(self, client: Client, settings: Settings, metrics: RequestMetrics) -> None:
+    def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics) -> None:
         self.health = admin.Health()
-        self._client = client
+        self.body_timeout_s = settings.server.body_timeout_s
+        self._engines = engines
         self._settings = settings
         self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._litestar = _litestar(client, self.health, metrics)
+        self._litestar = _litestar(engines, self.health, metrics)
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, self._loop)
+        request = Request(dict(scope["headers"]), scope["query_string"])
+        if (route := find_route(scope["path"])) is not None:
+            await self._predict_long(route, request, scope, receive, send)
+            return
         match scope["path"].split("/"):
-            case ["", "predict", name]:
-                await self._short_way(scope, request, send, self._predict, name, None)
-            case ["", "v2", "models", name, "infer"]:
-                await self._short_way(scope, request, send, self._infer, name, None)
-            case ["", "v2", "models", name, "versions", version, "infer"]:
-                await self._short_way(scope, request, send, self._infer, name, version)
             case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
                 await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
             case _:
                 await self._litestar(scope, receive, _with_headers(send, request, self.health))
 
-    async def _short_way(
-        self, scope: HTTPScope, request: Request, send: Send, handler: Handler, name: str, version: str | None
-    ) -> None:
+    def would_refuse(self, head: Head) -> bool:
+        """Whether the head alone is reason enough to refuse, before the body is there."""
+        return (
+            self.health.state == "closing"
+            or head.body_bytes > self._settings.server.max_body_bytes
+            or self._engines.known(head.route.model, head.route.version) is None
+        )
+
+    async def predict(self, route: Route, request: Request, body: bytes) -> Answer:
+        """The answer to a prediction request, whatever happens. Waits for nothing but the engine and for decoding."""
         model: ServedModel | None = None
+        try:
+            model = self._find(route)
+            deadline = request.received_at + self._settings.server.request_timeout_ms * 1_000_000
+            if route.kind == "predict":
+                answer = await predict(model, request, body, deadline, self._settings.images)
+            else:
+                answer = await infer(model, request, body, deadline)
+        except Exception as error:  # noqa: BLE001 whatever a request does to us, its client is answered
+            answer = _refusal(error, request, route)
+        self._count(model, request, answer)
+        return answer
+
+    def refuse(self, route: Route, request: Request, error: ServiceError) -> Answer:
+        """The answer to a request that nothing was done for."""
+        answer = error_answer(error)
+        self._count(self._engines.known(route.model, route.version), request, answer)
+        return answer
+
+    async def _predict_long(
+        self, route: Route, request: Request, scope: HTTPScope, receive: Receive, send: Send
+    ) -> None:
+        """What `protocol.py` leaves to uvicorn: other methods, bodies of unknown length, what is refused unread."""
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
-            if self.health.state == "closing":
-                raise Draining("the server is draining; send the request to another")
-            model = self._client.find(name, version)
+            self._find(route)
             server = self._settings.server
-            deadline = request.received_at + server.request_timeout_ms * 1_000_000
-            body = await request.body(server.max_body_bytes, server.body_timeout_s)
-            answer = await handler(model, request, body, deadline)
+            body = await read_body(request.headers, receive, server.max_body_bytes, server.body_timeout_s)
+            request.body_is_complete()
+            answer = await self.predict(route, request, body)
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
             if self.health.state != "closing":
                 raise
-            answer = error_answer(
-                Draining("the server is draining and ended before this was answered; send it to another")
-            )
-        except EngineError as error:
-            answer = error_answer(EngineError(f"{error} (request {request.id})"))
+            answer = self.refuse(route, request, ENDED)
         except ServiceError as error:
-            answer = error_answer(error)
-        except Exception:
-            log.exception("bug: request %s to %s failed", request.id, scope["path"])
-            answer = error_answer(EngineError(f"internal error (request {request.id})"))
-        if self.health.state == "leaving":
-            answer.headers.append(_CLOSE)
+            answer = self.refuse(route, request, error)
         await send_answer(send, request, answer)
-        seconds = (time.monotonic_ns() - request.received_at) / 1e9
-        self._metrics.request_answered(model.facts if model else None, answer.status, seconds, request.timings)
 
-    def _predict(self, model: ServedModel, request: Request, body: bytes, deadline: int) -> Awaitable[Answer]:
-        return predict(self._client, model, request, body, deadline, self._settings.images)
+    def _find(self, route: Route) -> ServedModel:
+        if self.health.state == "closing":
+            raise Draining("the server is draining; send the request to another")
+        return self._engines.find(route.model, route.version)
 
-    def _infer(self, model: ServedModel, request: Request, body: bytes, deadline: int) -> Awaitable[Answer]:
-        return infer(self._client, model, request, body, deadline)
+    def _count(self, model: ServedModel | None, request: Request, answer: Answer) -> None:
+        if self.health.state == "leaving":
+            answer.headers.append(CLOSE)
+        counts = self._metrics.of(model.facts) if model else self._metrics.unknown
+        microseconds = (time.monotonic_ns() - request.received_at) // 1000
+        counts.request_answered(answer.status, microseconds, request.timings is not None)
 
 
-def _litestar(client: Client, health: admin.Health, metrics: RequestMetrics) -> Litestar:
+def _refusal(error: Exception, request: Request, route: Route) -> Answer:
+    match error:
+        case EngineError():
+            return error_answer(EngineError(f"{error} (request {request.id})"))
+        case ServiceError():
+            return error_answer(error)
+    log.error("bug: request %s to %s failed", request.id, route, exc_info=error)
+    return error_answer(EngineError(f"internal error (request {request.id})"))
+
+
+def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -> Litestar:
     app = Litestar(
         [
             admin.index,
@@ -126,7 +157,7 @@ def _litestar(client: Client, health: admin.Health, metrics: RequestMetrics) -> 
             admin.metrics_handler(exposition(metrics)),
             page_file,
         ],
-        state=State({"client": client, "health": health}),
+        state=State({"engines": engines, "health": health}),
         openapi_config=openapi_config(package_version("shoal")),
         exception_handlers={Exception: _error_response},
         logging_config=None,
@@ -163,8 +194,8 @@ def _with_headers(send: Send, request: Request, health: admin.Health) -> Send:
             message["headers"] = [
                 *message.get("headers", []),
                 (b"x-request-id", request.id.encode()),
-                (b"server-timing", server_timing(request).encode()),
-                *([_CLOSE] if health.state == "leaving" else []),
+                (b"server-timing", server_timing(request)),
+                *([CLOSE] if health.state == "leaving" else []),
             ]
         await send(message)
 

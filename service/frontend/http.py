@@ -8,10 +8,11 @@ import itertools
 import os
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from litestar.types import Receive, Scope, Send
+from litestar.types import Receive, Send
 
 from service.batching.claim import Timings
 from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
@@ -20,7 +21,8 @@ JSON = b"application/json"  # without a charset: some protocol clients compare t
 BINARY = b"application/octet-stream"
 
 _MAX_REQUEST_ID_BYTES = 128
-_process_id = os.urandom(6).hex()
+_STATUS = {status.value: b"%d %s" % (status, status.phrase.encode()) for status in HTTPStatus}
+_process_id = ""
 _counter = itertools.count(1)
 
 
@@ -44,77 +46,45 @@ class Request:
     timings       of the slowest item; set by the handler
     """
 
-    __slots__ = (
-        "_body_at",
-        "_expired",
-        "_loop",
-        "_receive",
-        "decoded_ns",
-        "headers",
-        "id",
-        "query",
-        "received_at",
-        "timings",
-    )
+    __slots__ = ("_body_at", "decoded_ns", "headers", "id", "query", "received_at", "timings")
 
-    def __init__(self, scope: Scope, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
-        self.received_at = time.monotonic_ns()
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.query: bytes = scope["query_string"]
-        self.id = request_id(self.headers.get(b"x-request-id"))
+    def __init__(self, headers: dict[bytes, bytes], query: bytes) -> None:
+        self.received_at = self._body_at = time.monotonic_ns()
+        self.headers = headers
+        self.query = query
+        self.id = request_id(headers.get(b"x-request-id"))
         self.decoded_ns = 0
-        self._body_at = self.received_at
         self.timings: Timings | None = None
-        self._receive = receive
-        self._loop = loop
-        self._expired = False
 
-    async def body(self, max_bytes: int, timeout_s: float) -> bytes:
-        """The whole body. Raises BodyTooLarge, BodyTimeout, ClientDisconnected."""
-        declared = self.headers.get(b"content-length")
-        if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
-            raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
-        # By hand: asyncio.timeout costs four times as much (loadtests/records/2026-11-23_row-copies).
-        # The loop is given: to find it, asyncio asks the kernel for the process id (Python 3.11), twice a request.
-        task = asyncio.current_task(self._loop)
-        assert task is not None, "bug: a request outside a task"
-        timer = self._loop.call_later(timeout_s, self._expire, task)
-        try:
-            body = await self._whole_body(max_bytes)
-        except asyncio.CancelledError as error:
-            if not self._expired:
-                raise
-            task.uncancel()
-            raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
-        finally:
-            timer.cancel()
+    def body_is_complete(self) -> None:
+        """From here on it is decoded."""
         self._body_at = time.monotonic_ns()
-        return body
-
-    def _expire(self, task: asyncio.Task[Any]) -> None:
-        self._expired = True
-        task.cancel()
 
     def decoded(self) -> None:
         """The rows are written: from here on the request waits for the engine."""
         self.decoded_ns = time.monotonic_ns() - self._body_at
 
-    async def _whole_body(self, max_bytes: int) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            if len(message["body"]) > max_bytes:
-                raise BodyTooLarge(f"a body of {len(message['body'])} bytes; at most {max_bytes} are accepted")
-            return message["body"]
-        chunks = bytearray()
-        while True:
-            if message["type"] != "http.request":
-                raise ClientDisconnected
-            chunks += message["body"]
-            if len(chunks) > max_bytes:
-                raise BodyTooLarge(f"a body of more than {max_bytes} bytes; at most that many are accepted")
-            if not message.get("more_body"):
-                return bytes(chunks)
-            message = await self._receive()
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body. Raises BodyTooLarge, BodyTimeout, ClientDisconnected."""
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > max_bytes:  # the server has checked that it is a number
+        raise BodyTooLarge(f"a body of {int(declared)} bytes; at most {max_bytes} are accepted")
+    chunks = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientDisconnected
+                chunks += message["body"]
+                if len(chunks) > max_bytes:
+                    raise BodyTooLarge(f"a body of more than {max_bytes} bytes; at most that many are accepted")
+                more = message.get("more_body", False)
+    except TimeoutError as error:
+        raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from error
+    return bytes(chunks)
 
 
 def request_id(given: bytes | None) -> str:
@@ -124,32 +94,56 @@ def request_id(given: bytes | None) -> str:
     return f"{_process_id}-{next(_counter):x}"
 
 
-def server_timing(request: Request) -> str:
+def name_process() -> None:
+    """Ids made from here on are of this process; called after a fork, so that no two make the same."""
+    global _process_id
+    _process_id = os.urandom(6).hex()
+
+
+name_process()
+
+
+def server_timing(request: Request) -> bytes:
     """W3C Server-Timing; milliseconds. `batch` is how many items ran together."""
-    total = (time.monotonic_ns() - request.received_at) / 1e6
+    total_ms = (time.monotonic_ns() - request.received_at) / 1e6
     if request.timings is None:
-        return f"total;dur={total:.3f}"
+        return b"total;dur=%.3f" % total_ms
     queue_us, compute_us, batch_size = request.timings
+    return b'decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f, batch;desc="%d"' % (
+        request.decoded_ns / 1e6,
+        queue_us / 1e3,
+        compute_us / 1e3,
+        total_ms,
+        batch_size,
+    )
+
+
+def response(answer: Answer, request: Request, more_lines: bytes) -> bytes:
+    """The whole of an HTTP/1.1 response. `more_lines`: header lines to put in, each with its end."""
+    for header in answer.headers:
+        more_lines += b"%s: %s\r\n" % header
     return (
-        f"decode;dur={request.decoded_ns / 1e6:.3f}, queue;dur={queue_us / 1e3:.3f}, "
-        f'compute;dur={compute_us / 1e3:.3f}, total;dur={total:.3f}, batch;desc="{batch_size}"'
+        b"HTTP/1.1 %s\r\n%scontent-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\nserver-timing: %s\r\n\r\n%s"
+    ) % (
+        _STATUS[answer.status],
+        more_lines,
+        answer.content_type,
+        len(answer.body),
+        request.id.encode(),
+        server_timing(request),
+        answer.body,
     )
 
 
 async def send_answer(send: Send, request: Request, answer: Answer) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": [
-                (b"content-type", answer.content_type),
-                (b"content-length", b"%d" % len(answer.body)),
-                (b"x-request-id", request.id.encode()),
-                (b"server-timing", server_timing(request).encode()),
-                *answer.headers,
-            ],
-        }
-    )
+    headers = [
+        (b"content-type", answer.content_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", request.id.encode()),
+        (b"server-timing", server_timing(request)),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 

@@ -17,7 +17,6 @@ from msgspec import Struct
 from models.manifest import TensorSpec
 from service.batching.arena import RowBytes, ShapedRow
 from service.batching.claim import Claim, ServedModel
-from service.batching.client import Client
 from service.errors import MalformedRequest, WrongTensor
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
 from service.frontend.shaped import (
@@ -142,9 +141,9 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     return Answer(b"".join([head, *blobs]), BINARY, headers=[(HEADER_LENGTH, b"%d" % len(head))])
 
 
-async def infer(client: Client, model: ServedModel, request: Request, body: bytes, deadline: int) -> Answer:
+async def infer(model: ServedModel, request: Request, body: bytes, deadline: int) -> Answer:
     parsed = parse(model, request.headers, body)
-    with client.claim(model, parsed.n_items) as claim:
+    with model.claim(parsed.n_items) as claim:
         write(parsed, claim)
         request.decoded()
         request.timings = await claim.run(deadline)

@@ -9,6 +9,7 @@
 """
 
 import asyncio
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,10 +17,9 @@ from urllib.parse import parse_qs
 import msgspec
 from msgspec import Struct
 
-from models.manifest import ImageInput, TensorSpec
+from models.manifest import Classification, ImageInput, TensorSpec
 from service.batching.arena import RowBytes, ShapedRow
 from service.batching.claim import Claim, ServedModel
-from service.batching.client import Client
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
@@ -42,43 +42,63 @@ class Instances(Struct):
     instances: msgspec.Raw
 
 
-async def predict(
-    client: Client, model: ServedModel, request: Request, body: bytes, deadline: int, images: Images
-) -> Answer:
+class Label(Struct):
+    label: str
+    probability: float
+
+
+class Labelled(Struct):
+    """One item of a classifier: the most probable label, and the best `top_k`."""
+
+    label: str
+    probability: float
+    top: list[Label]
+
+
+class Predictions(Struct):
+    model: str
+    version: str
+    predictions: list[Any]
+
+
+_encoder = msgspec.json.Encoder()
+
+
+async def predict(model: ServedModel, request: Request, body: bytes, deadline: int, images: Images) -> Answer:
     top_k = _top_k(request.query)
     kind = _kind(model, request.headers.get(b"content-type", b""), body)
     spec = _only_input(model)
     _check_outputs(model)
     if isinstance(model.facts.input, ImageInput) and kind == "image":
-        with client.claim(model, 1) as claim:  # before decoding: a full server must not decode what it will refuse
+        with model.claim(1) as claim:  # before decoding: a full server must not decode what it will refuse
             claim.write(spec.name, await _pixels(body, model.facts.input, images))
-            return await _run(claim, request, deadline, top_k)
+            request.decoded()
+            request.timings = await claim.run(deadline)
+            return _answer(claim, top_k)
     if spec.name not in model.inputs:
         shaped = _shaped_rows(model, spec, kind, body)
-        with client.claim(model, len(shaped)) as claim:
+        with model.claim(len(shaped)) as claim:
             claim.write_shaped(spec.name, shaped)
-            return await _run(claim, request, deadline, top_k)
+            request.decoded()
+            request.timings = await claim.run(deadline)
+            return _answer(claim, top_k)
     rows, n_items = _rows(model, spec, kind, body)
-    with client.claim(model, n_items) as claim:
+    with model.claim(n_items) as claim:
         claim.write(spec.name, rows)
-        return await _run(claim, request, deadline, top_k)
+        request.decoded()
+        request.timings = await claim.run(deadline)
+        return _answer(claim, top_k)
 
 
-async def _run(claim: Claim, request: Request, deadline: int, top_k: int) -> Answer:
-    request.decoded()
-    request.timings = await claim.run(deadline)
+def _answer(claim: Claim, top_k: int) -> Answer:
     facts = claim.model.facts
-    answer = {
-        "model": facts.name,
-        "version": facts.version,
-        "predictions": _labelled(claim, top_k) if facts.classification else _plain(claim),
-    }
-    return Answer(msgspec.json.encode(answer))
+    predictions = _labelled(claim, facts.classification, top_k) if facts.classification else _plain(claim)
+    return Answer(_encoder.encode(Predictions(facts.name, facts.version, predictions)))
 
 
 def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
     """image, json or rows."""
-    media_type = content_type.split(b";", 1)[0].strip().lower()
+    media_type = _media_type(content_type)
     if media_type == b"application/json":
         return "json"
     takes_images = isinstance(model.facts.input, ImageInput)
@@ -92,6 +112,11 @@ def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
         f"Content-Type {media_type.decode('latin-1')!r}; "
         f"expected {expected}application/json or application/octet-stream"
     )
+
+
+@functools.lru_cache(64)
+def _media_type(content_type: bytes) -> bytes:
+    return content_type.split(b";", 1)[0].strip().lower()
 
 
 async def _pixels(body: bytes, target: ImageInput, limits: Images) -> RowBytes:
@@ -147,20 +172,15 @@ def _check_outputs(model: ServedModel) -> None:
             )
 
 
-def _labelled(claim: Claim, top_k: int) -> list[dict[str, Any]]:
+def _labelled(claim: Claim, classification: Classification, top_k: int) -> list[Labelled]:
     """The most probable labels of each item, best first."""
-    classification = claim.model.facts.classification
-    assert classification is not None, "bug: labels for a model that has none"
+    labels = classification.labels
     predictions = []
     for row in claim.read(classification.output).tolist():
-        ranked = sorted(zip(row, classification.labels, strict=True), key=_descending)[:top_k]
-        top = [{"label": label, "probability": round(value, _PROBABILITY_DIGITS)} for value, label in ranked]
-        predictions.append({**top[0], "top": top})
+        best = sorted(range(len(labels)), key=row.__getitem__, reverse=True)[:top_k]  # equals keep their order
+        top = [Label(labels[i], round(row[i], _PROBABILITY_DIGITS)) for i in best]
+        predictions.append(Labelled(top[0].label, top[0].probability, top))
     return predictions
-
-
-def _descending(entry: tuple[float, str]) -> float:
-    return -entry[0]
 
 
 def _plain(claim: Claim) -> list[dict[str, Any]]:

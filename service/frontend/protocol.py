@@ -1,22 +1,40 @@
-"""uvicorn's HTTP/1.1 protocol with two changes: an answer goes out in one write, and bad syntax gets our error body.
+"""The server's side of one connection: predictions are answered here, everything else is uvicorn's.
 
-uvicorn writes an answer's head when the application sends it, and the body when that follows: two system calls, and the
-client wakes twice. Here the head waits for what is written next. It never waits longer than the answer: the end of the
-response, closing, and anything else that is written let it go.
+    between two requests ──a whole head of a plain POST to a prediction (head.py)──► body ──all of it──► answering
+            ▲  │                                                                                             │
+            │  └──anything else──► uvicorn's, until its answer and its request's body are both complete ─┐   │
+            └────────────────────────────────────────────────────────────────────────────────────────────┴───┘
+
+A prediction costs no ASGI message, no task and no second pass over its head: the handler's coroutine runs at once, up
+to where it waits for the engine, and goes on when the answer is there (docs/adr/0013 has the microseconds). What
+arrives meanwhile on the same connection waits; a client that sends and does not read is not read either.
+
+Two changes to uvicorn's own way: an answer goes out in one write, and bad syntax gets our error body.
 """
 
 import asyncio
+import time
+from collections.abc import Coroutine
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.frontend.http import error_body, request_id
+from service.errors import BodyTimeout, ServiceError
+from service.frontend.app import CLOSE, Frontend
+from service.frontend.head import MOST_BYTES, Head, parse_head
+from service.frontend.http import Answer, Request, error_body, request_id, response
 
 _CONTINUE = b"HTTP/1.1 100"  # the client waits for it before it sends the body
+_MOST_UNREAD_BYTES = 65536  # of requests that wait for the answer to the one before
 
 
 class HeadWithBody:
-    """A transport that holds an answer's head back until the next write."""
+    """A transport that holds the head of uvicorn's answer back until the next write.
+
+    uvicorn writes an answer's head when the application sends it, and the body when that follows: two system calls, and
+    the client wakes twice. It never waits longer than the answer: the end of the response, closing, and anything else
+    that is written let it go.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -44,10 +62,172 @@ class HeadWithBody:
 
 
 class Protocol(HttpToolsProtocol):
+    """Of one connection, in the event loop's thread."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._frontend = cast(Frontend, self.app)
+        self._socket: asyncio.Transport = None  # type: ignore[assignment]  # from connection_made on
+        self._uvicorn_reads = False  # a request whose end its parser has not seen
+        self._uvicorn_unanswered = 0
+        self._head: Head | None = None  # of the prediction under way
+        self._request: Request | None = None
+        self._body: bytearray | None = None  # while it is incomplete
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._answering: Coroutine[Any, Any, Answer] | None = None
+        self._unread = b""
+        self._close_after = False
+        self._answered_at = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    # ── the connection ───────────────────────────────────────────────────────────────────────────────────────────
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._socket = transport
         super().connection_made(cast(asyncio.Transport, HeadWithBody(transport)))
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timers()
+        if (answering := self._answering) is not None:
+            self._answering = None
+            answering.close()  # its slots are free once the engine has answered them
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._uvicorn_reads or self._uvicorn_unanswered:
+            super().data_received(data)
+        elif self._body is not None:
+            self._more_body(data)
+        elif self._head is None and not self._unread and not self.flow.write_paused:
+            self._begin(data)
+        else:
+            self._unread += data
+            if len(self._unread) > _MOST_UNREAD_BYTES:
+                self._socket.pause_reading()
+
+    def shutdown(self) -> None:
+        """Close, or do so after the answer that is under way."""
+        if self._head is None:
+            super().shutdown()
+        else:
+            self._close_after = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._head is None and self._unread:
+            self._next()
+
+    def give_up(self, reason: ServiceError) -> None:
+        """Answer a prediction that is under way with `reason`: the server ends now."""
+        if self._head is None or self._request is None:
+            return
+        if self._answering is not None:
+            self._answering.close()
+            self._answering = None
+        self._body = None
+        self._close_after = True
+        self._write(self._frontend.refuse(self._head.route, self._request, reason))
+
+    # ── a prediction ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, data: bytes) -> None:
+        end = data.find(b"\r\n\r\n", 0, MOST_BYTES)
+        head = parse_head(data[:end]) if end > 0 else None
+        if head is None:
+            super().data_received(data)
+            return
+        body = data[end + 4 :]
+        missing = head.body_bytes - len(body)
+        if missing > 0 and self._frontend.would_refuse(head):
+            super().data_received(data)  # which refuses without the body
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._head = head
+        self._request = Request(head.headers, head.query)
+        if missing == 0:
+            self._answer(body)
+            return
+        self._body = bytearray()
+        self._more_body(body)
+
+    def _more_body(self, data: bytes) -> None:
+        assert self._head is not None
+        assert self._request is not None
+        assert self._body is not None
+        self._body += data
+        if len(self._body) < self._head.body_bytes:
+            if self._body_timer is None:
+                self._body_timer = self.loop.call_later(self._frontend.body_timeout_s, self._body_is_late)
+            return
+        body, self._unread = bytes(self._body[: self._head.body_bytes]), bytes(self._body[self._head.body_bytes :])
+        self._body = None
+        self._cancel_body_timer()
+        self._request.body_is_complete()
+        self._answer(body)
+
+    def _body_is_late(self) -> None:
+        self.give_up(BodyTimeout(f"the body did not arrive within {self._frontend.body_timeout_s:g} s"))
+
+    def _answer(self, body: bytes) -> None:
+        assert self._head is not None
+        assert self._request is not None
+        self._answering = self._frontend.predict(self._head.route, self._request, body)
+        self._go_on()
+
+    def _go_on(self, _: object = None) -> None:
+        """Run the handler until it waits for the engine, or, for a large image, for a thread; or to its answer."""
+        if self._answering is None:
+            return  # the client left
+        try:
+            future = self._answering.send(None)
+        except StopIteration as end:
+            self._answering = None
+            self._write(end.value)
+            return
+        future._asyncio_future_blocking = False  # as a task does that takes on what a coroutine awaits
+        future.add_done_callback(self._go_on)
+
+    def _write(self, answer: Answer) -> None:
+        assert self._head is not None
+        assert self._request is not None
+        close = self._close_after or not self._head.keep_alive or CLOSE in answer.headers
+        if close and CLOSE not in answer.headers:
+            answer.headers.append(CLOSE)
+        lines = b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers])  # the date
+        self._socket.write(response(answer, self._request, lines))
+        self._head = self._request = None
+        if close:
+            self._socket.close()
+            return
+        self._answered_at = time.monotonic()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+        if self._unread:
+            self.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """Go on with what came while a prediction was under way, unless the client is not reading its answers."""
+        if self._head is not None or self._socket.is_closing() or self.flow.write_paused:
+            return
+        data, self._unread = self._unread, b""
+        self._socket.resume_reading()
+        self.data_received(data)
+
+    # ── uvicorn's requests ───────────────────────────────────────────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        self._uvicorn_reads = True
+        self._uvicorn_unanswered += 1
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._uvicorn_reads = bool(self.parser.should_upgrade())  # what follows an upgrade is no request
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
+        self._uvicorn_unanswered -= 1
+        self._answered_at = time.monotonic()
         cast(HeadWithBody, self.transport).flush()  # an answer to HEAD has no body
         super().on_response_complete()
 
@@ -63,3 +243,27 @@ class Protocol(HttpToolsProtocol):
             b"connection: close\r\n\r\n%s" % (len(body), request_id(None).encode(), body)
         )
         self.transport.close()
+
+    # ── timers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _close_if_idle(self) -> None:
+        """One timer a connection that looks when it last answered, not one a request."""
+        self._idle_timer = None
+        if self._head is not None or self._uvicorn_reads or self._uvicorn_unanswered:
+            return  # the next answer starts it again
+        left = self._answered_at + self.timeout_keep_alive - time.monotonic()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._close_if_idle)
+        else:
+            self._socket.close()
+
+    def _cancel_body_timer(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
+    def _cancel_timers(self) -> None:
+        self._cancel_body_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None

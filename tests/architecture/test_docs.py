@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.metrics import RequestMetrics
+from service.metrics import RequestMetrics, SharedCounts
 from service.settings_page import page
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,10 @@ def test_the_configuration_page_is_the_settings() -> None:
 
 
 def test_the_metrics_table_is_what_is_exposed() -> None:
-    exposed = {family.name + ("_total" if family.type == "counter" else "") for family in RequestMetrics().collect()}
+    exposed = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in RequestMetrics(SharedCounts(1), 0).collect()
+    }
     listed = set(re.findall(r"^\| `(shoal_\w+)`", (ROOT / "docs/operations.md").read_text(), re.MULTILINE))
     assert listed == exposed
 

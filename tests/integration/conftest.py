@@ -78,7 +78,7 @@ def start(repository: Path) -> Start:
     async def started(max_queue_delay_us: int = 0, **changes: object) -> AsyncIterator[tuple[Engine, Client]]:
         frontend_link, engine_link = link_pair()
         client = Client(frontend_link)
-        engine = Engine(repository, replace(SETTINGS, **changes), max_queue_delay_us, [engine_link])
+        engine = Engine(repository, replace(SETTINGS, **changes), max_queue_delay_us, {0: engine_link})
         engine.start()
         await asyncio.wait_for(client.loaded.wait(), 30)
         try:

@@ -59,8 +59,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[int, .
 
 async def ask(client: Client, name: str, tensor: str, items: list[np.ndarray]) -> list[ShapedRow]:
     """The rows of the first output whose items differ in size."""
-    model = client.find(name)
-    with client.claim(model, len(items)) as claim:
+    model = client.known(name)
+    assert model is not None
+    with model.claim(len(items)) as claim:
         claim.write_shaped(tensor, [ShapedRow(item.shape, item.tobytes()) for item in items])
         await claim.run(FAR)
         rows = claim.read_shaped(next(iter(model.shaped_outputs)))
@@ -74,7 +75,7 @@ async def test_items_of_unequal_shapes_never_share_a_batch_and_equal_ones_do(
     shutil.copytree(models / "ragged", tmp_path / "ragged")
     frontend_link, engine_link = link_pair()
     client = Client(frontend_link)
-    engine = Engine(tmp_path, replace(SETTINGS, max_queue_items=1024), max_queue_delay_us, [engine_link])
+    engine = Engine(tmp_path, replace(SETTINGS, max_queue_items=1024), max_queue_delay_us, {0: engine_link})
     engine.start()
     await asyncio.wait_for(client.loaded.wait(), 30)
     recorded.clear()
@@ -99,13 +100,15 @@ async def test_an_output_too_large_for_its_row_fails_alone_within_its_batch(
     shutil.copytree(models / "repeated", tmp_path / "repeated")
     frontend_link, engine_link = link_pair()
     client = Client(frontend_link)
-    engine = Engine(tmp_path, SETTINGS, 20_000, [engine_link])
+    engine = Engine(tmp_path, SETTINGS, 20_000, {0: engine_link})
     engine.start()
     await asyncio.wait_for(client.loaded.wait(), 30)
     recorded.clear()
 
     async def repeat(text: bytes) -> bytes:
-        with client.claim(client.find("repeated"), 1) as claim:
+        model = client.known("repeated")
+        assert model is not None
+        with model.claim(1) as claim:
             claim.write_shaped("x", [ShapedRow((), len(text).to_bytes(4, "little") + text)])
             await claim.run(FAR)
             return bytes(claim.read_shaped("y")[0].data)

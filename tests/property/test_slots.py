@@ -35,6 +35,7 @@ FACTS = ModelFacts(
     max_batch_size=4,
     instances=1,
     threads=1,
+    items_per_s=1.0,
 )
 READY = ModelReady(0, (0, CAPACITY), FACTS)
 
@@ -63,7 +64,9 @@ class SlotMachine(RuleBasedStateMachine):
         self.engine.send_event(ModelsLoaded())
         os.close(fd)
         self.turn()
-        self.model = self.client.find("m")
+        model = self.client.known("m")
+        assert model is not None
+        self.model = model
 
     def turn(self) -> None:
         """Let the event loop send what is committed and read what has arrived."""
@@ -78,7 +81,7 @@ class SlotMachine(RuleBasedStateMachine):
     def claim(self, n: int) -> None:
         free = len(self.model.free)
         try:
-            claim = self.client.claim(self.model, n)
+            claim = self.model.claim(n)
         except Overloaded:
             assert free < n, "refused although there was room"
             return

@@ -11,7 +11,6 @@ from service.batching.link import (
     ANSWER,
     COMMIT,
     RECORD_BYTES,
-    Answer,
     Kind,
     Link,
     LinkClosed,
@@ -37,7 +36,7 @@ def open_descriptors() -> int:
 
 def ready(name: str) -> ModelReady:
     spec = (TensorSpec("x", "FP32", (-1, 3)),)
-    return ModelReady(0, (0, 4), ModelFacts(name, "1", "", spec, spec, TensorInput(), None, 4, 4, 1, 1))
+    return ModelReady(0, (0, 4), ModelFacts(name, "1", "", spec, spec, TensorInput(), None, 4, 4, 1, 1, 1.0))
 
 
 def test_commits_arrive_as_they_were_sent() -> None:
@@ -73,8 +72,11 @@ def test_events_and_answers_keep_their_order_through_torn_reads() -> None:
     source.send(answer(2))
     os.close(fd)
     arrivals = list(frontend.receive()) + list(frontend.receive())
-    assert [a.slot if isinstance(a, Answer) else type(a[0]) for a in arrivals] == [1, ModelFailed, ModelReady, 2]
-    _, received = arrivals[2]
+    seen = [[record[3] for record in a] if isinstance(a, list) else type(a[0]) for a in arrivals]
+    assert seen == [[1], ModelFailed, ModelReady, [2]]
+    event = arrivals[2]
+    assert isinstance(event, tuple)
+    received = event[1]
     assert received is not None
     assert os.pread(received, 5, 0) == b"arena"
     os.close(received)
@@ -131,8 +133,9 @@ def test_no_descriptor_is_left_open() -> None:
     fd = os.memfd_create("test")
     engine.send_event(ready("m"), fd)
     os.close(fd)
-    for _, descriptor in frontend.receive():
-        os.close(descriptor)
+    for arrival in frontend.receive():
+        assert isinstance(arrival, tuple)
+        os.close(arrival[1])
     engine.send_event(ModelsLoaded())
     frontend.close()
     engine.close()

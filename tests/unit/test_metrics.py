@@ -3,11 +3,11 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.manifest import TensorInput
-from service.batching.claim import Timings
 from service.batching.link import ModelFacts
-from service.metrics import RawHistogram, RequestMetrics, exposition
+from service.errors import ServiceError
+from service.metrics import RequestMetrics, SharedCounts, exposition
 
-MODEL = ModelFacts("mnist", "3", "", (), (), TensorInput(), None, 1, 1, 1, 1)
+MODEL = ModelFacts("mnist", "3", "", (), (), TensorInput(), None, 1, 1, 1, 1, 1.0)
 
 
 def samples(metrics: RequestMetrics) -> dict[tuple[str, ...], float]:
@@ -16,20 +16,44 @@ def samples(metrics: RequestMetrics) -> dict[tuple[str, ...], float]:
 
 
 def test_bucket_bounds_are_inclusive_and_counts_cumulative() -> None:
-    histogram = RawHistogram((1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 2.0, 7.0):
-        histogram.observe(value)
-    assert histogram.buckets() == ([("1.0", 2.0), ("2.0", 4.0), ("+Inf", 5.0)], 12.0)
+    metrics = RequestMetrics(SharedCounts(1), 0)
+    for size in (1, 2, 2, 3, 5000):
+        metrics.of(MODEL).batch_answered(size, 10)
+    seen = samples(metrics)
+    bounds = ("1.0", "2.0", "4.0", "1024.0", "+Inf")
+    buckets = [seen["shoal_batch_size_bucket", *sorted(["3", "mnist", bound])] for bound in bounds]
+    assert buckets == [1, 3, 4, 4, 5]
+    assert seen["shoal_batch_size_sum", "3", "mnist"] == 5008
+
+
+def test_whichever_frontend_is_scraped_tells_of_all_and_of_those_that_died() -> None:
+    shared = SharedCounts(3)
+    for frontend in range(3):
+        RequestMetrics(shared, frontend).of(MODEL).request_answered(200, 1000, ran=True)
+    RequestMetrics(shared, 1).of(MODEL).request_answered(200, 1000, ran=True)  # the second to have this number
+    for frontend in range(3):
+        assert samples(RequestMetrics(shared, frontend))["shoal_requests_total", "200", "3", "mnist"] == 4
+
+
+def test_every_status_that_can_be_answered_has_a_cell() -> None:
+    metrics = RequestMetrics(SharedCounts(1), 0)
+    for error in [ServiceError, *leaves(ServiceError)]:
+        metrics.unknown.request_answered(error.status, 1, ran=False)
+
+
+def leaves(error: type[ServiceError]) -> list[type[ServiceError]]:
+    return [kind for below in error.__subclasses__() for kind in (below, *leaves(below))]
 
 
 def test_requests_errors_items_and_batches_are_counted_by_model() -> None:
-    metrics = RequestMetrics()
+    metrics = RequestMetrics(SharedCounts(1), 0)
+    counts = metrics.of(MODEL)
     for _ in range(3):
-        metrics.request_answered(MODEL, 200, 0.002, Timings(100, 200, 3))
-        metrics.item_answered(MODEL, queue_us=300)
-    metrics.batch_answered(MODEL, batch_size=3, compute_us=4000)
-    metrics.request_answered(MODEL, 400, 0.001, None)
-    metrics.request_answered(None, 404, 0.001, None)
+        counts.request_answered(200, 2000, ran=True)
+        counts.item_answered(queue_us=300)
+    counts.batch_answered(batch_size=3, compute_us=4000)
+    counts.request_answered(400, 1000, ran=False)
+    metrics.unknown.request_answered(404, 1000, ran=False)
     seen = samples(metrics)
     assert seen["shoal_requests_total", "200", "3", "mnist"] == 3
     assert seen["shoal_requests_total", "3", "400", "mnist"] == 1

@@ -25,6 +25,7 @@ def facts(batch_axis: bool = True) -> ModelFacts:
         max_batch_size=4,
         instances=1,
         threads=1,
+        items_per_s=1.0,
         batch_axis=batch_axis,
         max_row_bytes=100,
     )

@@ -1,0 +1,50 @@
+"""An engine as the settings want it, and one as a process of its own."""
+
+import os
+import socket
+
+from service.batching.link import Link
+from service.control import Connect, receive
+from service.engine.loop import Engine
+from service.engine.repository import ModelSettings
+from service.engine.session import default_device
+from service.machine import available_cores
+from service.settings import Settings
+
+
+def model_settings(settings: Settings) -> ModelSettings:
+    return ModelSettings(
+        device=default_device() if settings.engine.device == "auto" else settings.engine.device,
+        cores=settings.engine.cores or available_cores(),
+        max_batch_size=settings.batching.max_batch_size,
+        max_queue_items=settings.batching.max_queue_items,
+        max_row_bytes=settings.batching.max_row_bytes,
+        instances=settings.engine.instances,
+        threads=settings.engine.threads,
+        tune_budget_s=settings.engine.tune_budget_s,
+    )
+
+
+def make_engine(settings: Settings, number: int, n_frontends: int, links: dict[int, Link]) -> Engine:
+    """`number`: which of the devices; the links by number of the frontend."""
+    return Engine(
+        settings.repository,
+        model_settings(settings),
+        settings.batching.max_queue_delay_us,
+        links,
+        n_frontends,
+        expects_frontends=n_frontends > 0,
+    )
+
+
+def run_engine(
+    settings: Settings, number: int, n_frontends: int, links: dict[int, Link], control: socket.socket
+) -> int:
+    """Until the supervisor says that no more frontends come and the last has left; the exit status."""
+    engine = make_engine(settings, number, n_frontends, links)
+    engine.on_bug = lambda: os._exit(1)  # the supervisor starts another
+    engine.start()
+    while isinstance(order := receive(control), Connect):
+        engine.attach(order.number, order.link)
+    engine.stop_with_last_frontend()
+    return 0

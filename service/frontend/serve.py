@@ -1,0 +1,158 @@
+"""One frontend from start to end: an event loop with uvicorn, the links to the engines, and the supervisor's word.
+
+leave ─► leaving: ready is false, requests are answered as before, for `drain_delay_s`
+      ─► closing: no new connections, new predictions refused, those in flight finished, for `drain_timeout_s`
+      ─► the end.   A second `leave` skips what is left of the delay, a third the waiting.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import uvicorn
+
+from models.manifest import EXAMPLE_FILE, EXAMPLE_ROW_FILE
+from service.batching.engines import Engines
+from service.batching.link import Link
+from service.frontend.app import ENDED, Frontend
+from service.frontend.protocol import Protocol
+from service.metrics import RequestMetrics, SharedCounts
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_PATIENCE_S = 2.0
+
+Say = Callable[[str], None]
+
+
+class HttpServer:
+    """Made in the event loop it serves in. Controlled by `leave` and `connect`, from that loop's thread."""
+
+    def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int) -> None:
+        metrics = RequestMetrics(counts, number)
+        self._engines = metrics.engines = Engines(links, metrics)
+        self._settings = settings
+        self._frontend = Frontend(self._engines, settings, metrics)
+        self._server = _Server(
+            uvicorn.Config(
+                self._frontend,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                proxy_headers=False,
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=settings.server.drain_timeout_s,
+            )
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+    async def run(self, listener: socket.socket, say: Say | None, end_with_engines: bool) -> bool:
+        """Serve until told to leave. `say` prints where to look, once. False: the engines ended first."""
+        port = listener.getsockname()[1]
+        watchers = [asyncio.create_task(self._announce(port, say))]
+        if end_with_engines:
+            watchers.append(asyncio.create_task(self._end_with_engines()))
+        try:
+            await self._server.serve(sockets=[listener])
+            for connection in list(self._server.server_state.connections):
+                cast(Protocol, connection).give_up(ENDED)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            alive = self._engines.alive
+            self._engines.close()
+        return alive
+
+    async def until_models_answer(self) -> None:
+        """For a while at most. What connects meanwhile waits in the listener's backlog."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._engines.any_loaded()
+
+    def connect(self, engine: int, link: Link) -> None:
+        self._engines.connect(engine, link)
+
+    def leave(self) -> None:
+        health, delay_s = self._frontend.health, self._settings.server.drain_delay_s
+        match health.state:
+            case "serving":
+                health.state = "leaving"
+                log.info("draining: not ready, still answering for %g s", delay_s)
+                asyncio.get_running_loop().call_later(delay_s, self._close)
+            case "leaving":
+                self._close()
+            case "closing":
+                self._server.force_exit = True
+
+    def _close(self) -> None:
+        self._frontend.health.state = "closing"
+        self._server.should_exit = True
+
+    async def _announce(self, port: int, say: Say | None) -> None:
+        """Once models are loaded, say where to look; and keep the garbage collector away from what lives for ever."""
+        await self._engines.any_loaded()
+        # A full collection walks everything that was ever imported; frozen, it is not walked again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
+        for line in _where_to_look(self._engines, self._settings, port) if say else ():
+            cast(Say, say)(line)
+
+    async def _end_with_engines(self) -> None:
+        await self._engines.all_lost()
+        log.error("the engine is gone; the process ends")
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: the supervisor decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[str]:
+    host = "localhost" if settings.server.host in ("0.0.0.0", "127.0.0.1", "::") else settings.server.host  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    url = f"http://{host}:{port}"
+    yield f"Shoal serves on {url}"
+    for model in engines.models():
+        facts = model.facts
+        yield (
+            f"  model     {facts.name} version {facts.version}: {facts.instances} instances x {facts.threads} threads, "
+            f"batches up to {facts.max_batch_size}"
+        )
+    for (name, version), reason in engines.failures.items():
+        yield f"  refused   {name} version {version}: {reason}"
+    yield f"  API       {url}/docs"
+    yield f"  metrics   {url}/metrics"
+    if engines.models():
+        yield f"  try       {_curl(engines, settings.repository, url)}"
+    elif engines.failures:
+        yield "  no model answers"
+    else:
+        yield f"  no model answers; put one at {settings.repository}/<name>/1/model.onnx"
+
+
+def _curl(engines: Engines, repository: Path, url: str) -> str:
+    """A line that works as it stands: an example image or row where a model brings one, else its metadata."""
+    for model in engines.models():
+        facts = model.facts
+        folder = repository / facts.name / facts.version
+        if (folder / EXAMPLE_FILE).is_file():
+            return f"curl --data-binary @{folder / EXAMPLE_FILE} {url}/predict/{facts.name}"
+        if (folder / EXAMPLE_ROW_FILE).is_file():
+            json = "-H 'Content-Type: application/json'"
+            return f"curl {json} -d @{folder / EXAMPLE_ROW_FILE} {url}/predict/{facts.name}"
+    return f"curl {url}/v2/models/{engines.models()[0].facts.name}"
