@@ -7,8 +7,7 @@ Touched by the event loop's thread alone. `client.py` makes claims and tells the
 Checked by tests/property/test_slots.py.
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +19,7 @@ from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTenso
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
 
-Commit = Callable[["Claim", int], "asyncio.Future[Timings]"]
+Commit = Callable[["Claim", int], None]
 """Register the claim's slots and send their numbers, with a priority."""
 
 
@@ -43,6 +42,9 @@ class ModelObserver:
 
     def batch_answered(self, batch_size: int, compute_us: int) -> None:
         """Once for each batch."""
+
+    def request_answered(self, status: int, microseconds: int, ran: bool) -> None:
+        """Once for each request, in the whole of its life; `ran`: the model was run for it."""
 
     def in_flight(self, items: int) -> None:
         """Now and then, and once none are."""
@@ -97,7 +99,8 @@ class Claim:
     __slots__ = (
         "_commit",
         "_committed",
-        "_future",
+        "_done",
+        "_error",
         "_released",
         "_timings",
         "deadline",
@@ -114,8 +117,9 @@ class Claim:
         self._committed = False
         self._released = False
         self.unanswered = 0
-        self._future: asyncio.Future[Timings] | None = None
         self._timings = _NO_TIMINGS
+        self._error: Exception | None = None
+        self._done: Callable[[Claim], None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +128,7 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released = True
+        self._done = None
         if not self.unanswered:
             self._free()
 
@@ -149,8 +154,10 @@ class Claim:
         region = self.model.shaped_outputs[name]
         return [ShapedRow(region.shape(slot), region.data(slot)) for slot in self.slots]
 
-    def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> "asyncio.Future[Timings]":
-        """Commit the rows. The future raises DeadlineExceeded, EngineError or EngineDied.
+    def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> Self:
+        """Commit the rows. Awaited once, gives the timings, or raises DeadlineExceeded, EngineError or EngineDied.
+
+        What awaits it is no task but a coroutine that frontend/drive.py runs.
 
         deadline   monotonic ns; items still waiting then are not run
         """
@@ -158,26 +165,42 @@ class Claim:
         self._committed = True
         self.deadline = deadline
         self.unanswered = len(self.slots)
-        self._future = self._commit(self, priority)
-        return self._future
+        self._commit(self, priority)
+        return self
+
+    def __await__(self) -> Generator[Self, None, Timings]:
+        if self.unanswered and self._error is None:
+            yield self
+        if self._error is not None:
+            raise self._error
+        return self._timings
+
+    def add_done_callback(self, done: Callable[["Claim"], None]) -> None:
+        """Called once every item is answered, or the wait given up, by who answers; not once the claim is released."""
+        self._done = done
 
     def answered(self, status: int, queue_us: int, compute_us: int, batch_size: int) -> None:
         self.unanswered -= 1
-        if status != Status.OK:
-            self.fail(_ERRORS[status]())
         if queue_us >= self._timings.queue_us:
             self._timings = Timings(queue_us, compute_us, batch_size)
-        if self.unanswered:
-            return
-        if self._future is not None and not self._future.done():
-            self._future.set_result(self._timings)
         if self._released:
-            self._free()
+            if not self.unanswered:
+                self._free()
+        elif status != Status.OK:
+            self.fail(_ERRORS[status]())
+        elif not self.unanswered:
+            self._settle()
 
     def fail(self, error: Exception) -> None:
         """Give up waiting; slots that the engine still holds stay held."""
-        if self._future is not None and not self._future.done():
-            self._future.set_exception(error)
+        if self._error is None:
+            self._error = error
+            self._settle()
+
+    def _settle(self) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(self)
 
     def _free(self) -> None:
         self.model.free.extend(reversed(self.slots))

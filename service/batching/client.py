@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from service.batching.arena import Arena
-from service.batching.claim import Claim, ModelObserver, ServedModel, Timings
+from service.batching.claim import Claim, ModelObserver, ServedModel
 from service.batching.link import (
     COMMIT,
     Answer,
@@ -92,12 +92,11 @@ class Client:
             return None
         return versions[next(reversed(versions))] if version is None else versions.get(version)
 
-    def _commit(self, claim: Claim, priority: int) -> "asyncio.Future[Timings]":
-        future: asyncio.Future[Timings] = self._loop.create_future()
+    def _commit(self, claim: Claim, priority: int) -> None:
         if not self.alive:
             claim.unanswered = 0
-            future.set_exception(EngineDied("the engine is gone"))
-            return future
+            claim.fail(EngineDied("the engine is gone"))
+            return
         model = claim.model
         index = model.index
         now = time.monotonic_ns()
@@ -108,7 +107,6 @@ class Client:
             self._loop.call_soon(self._send)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
-        return future
 
     def _send(self) -> None:
         records, self._outgoing = b"".join(self._outgoing), []
@@ -170,7 +168,7 @@ class Client:
         now = time.monotonic_ns()
         waiting = False
         for model in self._by_index.values():
-            for claim in model.owners.values():
+            for claim in list(model.owners.values()):
                 if claim.deadline <= now:
                     claim.fail(DeadlineExceeded("the deadline passed before the model answered"))
             waiting = waiting or bool(model.owners)
@@ -195,9 +193,9 @@ class Client:
             self._sweep_timer.cancel()
         for model in self._by_index.values():
             model.observer.in_flight(0)
-            for claim in model.owners.values():
-                claim.fail(EngineDied(f"{reason}; the request may be sent again"))
+            for claim in list(model.owners.values()):
                 claim.unanswered = 0
+                claim.fail(EngineDied(f"{reason}; the request may be sent again"))
         self._models.clear()
         self._by_index.clear()
 

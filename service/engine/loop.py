@@ -231,8 +231,12 @@ class Engine:
         with self._mutex:
             self._expects_frontends = False
         self._ring()
-        for thread in self._threads:
-            thread.join()
+        loader, *executors = self._threads
+        for executor in executors:  # they end with the last frontend
+            executor.join()
+        with self._mutex:
+            self._stopping = True  # what is not loaded yet, nobody needs any more
+        loader.join()
         self._leave()
 
     def _let_in(self) -> None:

@@ -62,10 +62,20 @@ def _elements(spec: TensorSpec, shape: tuple[int, ...], kind: Kind, generator: n
     dtype = NUMPY_OF[spec.datatype]
     if kind == "zeros and ones":
         numbers: Array = alternating
-    elif dtype.kind == "f" or spec.datatype == "BF16":
-        numbers = 10 * generator.standard_normal(shape) if kind == "wide" else generator.random(shape)
+    elif kind == "wide" and dtype.kind != "b":
+        is_float = dtype.kind == "f" or spec.datatype == "BF16"
+        numbers = 10 * generator.standard_normal(shape) if is_float else generator.integers(0, 100, shape)
     else:
-        numbers = generator.integers(0, 2 if kind == "small" or dtype.kind == "b" else 100, shape)
+        numbers = _small(spec, shape, generator)
     if spec.datatype == "BF16":
         return (numbers.astype(np.float32).view(np.uint32) >> 16).astype(dtype)
     return numbers.astype(dtype)
+
+
+def _small(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+    """Of whole numbers, every second item is the other's opposite: with few values, chance would make them equal."""
+    if NUMPY_OF[spec.datatype].kind == "f" or spec.datatype == "BF16":
+        return generator.random(shape)
+    bits: Array = generator.integers(0, 2, shape)
+    bits[1::2] = 1 - bits[: len(bits) - len(bits) % 2 : 2]
+    return bits

@@ -1,17 +1,18 @@
 """The ASGI application of one frontend: the short way for predictions, Litestar for everything else.
 
     POST /predict/{model}                              ─┐
-    POST /v2/models/{model}/infer                       ├─ predict: model → handler → answer
+    POST /v2/models/{model}/infer                       ├─ handle → finish
     POST /v2/models/{model}/versions/{version}/infer   ─┘
     anything else                                      ──── Litestar (admin.py, openapi.py), with the same two headers
 
-`protocol.py` calls `predict` with a whole body and writes the answer itself; a body whose length is not told in advance
+`protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
 """
 
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -25,6 +26,7 @@ from service.batching.claim import ServedModel
 from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
 from service.frontend import admin
+from service.frontend.drive import driven
 from service.frontend.head import Head, Route, find_route
 from service.frontend.http import (
     Answer,
@@ -54,6 +56,7 @@ class Frontend:
     def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics) -> None:
         self.health = admin.Health()
         self.body_timeout_s = settings.server.body_timeout_s
+        self._timeout_ns = settings.server.request_timeout_ms * 1_000_000
         self._engines = engines
         self._settings = settings
         self._metrics = metrics
@@ -78,25 +81,22 @@ class Frontend:
             or self._engines.known(head.route.model, head.route.version) is None
         )
 
-    async def predict(self, route: Route, request: Request, body: bytes) -> Answer:
-        """The answer to a prediction request, whatever happens. Waits for nothing but the engine and for decoding."""
-        model: ServedModel | None = None
-        try:
-            model = self._find(route)
-            deadline = request.received_at + self._settings.server.request_timeout_ms * 1_000_000
-            if route.kind == "predict":
-                answer = await predict(model, request, body, deadline, self._settings.images)
-            else:
-                answer = await infer(model, request, body, deadline)
-        except Exception as error:  # noqa: BLE001 whatever a request does to us, its client is answered
-            answer = _refusal(error, request, route)
-        self._count(model, request, answer)
-        return answer
+    def handle(self, route: Route, request: Request, body: bytes) -> Coroutine[Any, Any, Answer]:
+        """The handling of a prediction request, for `Drive`. What it returns or raises goes to `finish`."""
+        model = request.model = self._find(route)
+        deadline = request.received_at + self._timeout_ns
+        if route.kind == "predict":
+            return predict(model, request, body, deadline, self._settings.images)
+        return infer(model, request, body, deadline)
 
-    def refuse(self, route: Route, request: Request, error: ServiceError) -> Answer:
-        """The answer to a request that nothing was done for."""
-        answer = error_answer(error)
-        self._count(self._engines.known(route.model, route.version), request, answer)
+    def finish(self, request: Request, outcome: Answer | Exception) -> Answer:
+        """What the client gets, whatever happened; and it is counted."""
+        answer = outcome if isinstance(outcome, Answer) else _refusal(outcome, request)
+        if self.health.state == "leaving":
+            answer.headers.append(CLOSE)
+        counts = self._metrics.unknown if request.model is None else request.model.observer
+        microseconds = (time.monotonic_ns() - request.received_at) // 1000
+        counts.request_answered(answer.status, microseconds, request.timings is not None)
         return answer
 
     async def _predict_long(
@@ -106,41 +106,34 @@ class Frontend:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
-            self._find(route)
+            request.model = self._find(route)
             server = self._settings.server
             body = await read_body(request.headers, receive, server.max_body_bytes, server.body_timeout_s)
             request.body_is_complete()
-            answer = await self.predict(route, request, body)
+            outcome: Answer | Exception = await driven(self.handle(route, request, body))
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
             if self.health.state != "closing":
                 raise
-            answer = self.refuse(route, request, ENDED)
-        except ServiceError as error:
-            answer = self.refuse(route, request, error)
-        await send_answer(send, request, answer)
+            outcome = ENDED
+        except Exception as error:  # noqa: BLE001 whatever a request does to us, its client is answered
+            outcome = error
+        await send_answer(send, request, self.finish(request, outcome))
 
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":
             raise Draining("the server is draining; send the request to another")
         return self._engines.find(route.model, route.version)
 
-    def _count(self, model: ServedModel | None, request: Request, answer: Answer) -> None:
-        if self.health.state == "leaving":
-            answer.headers.append(CLOSE)
-        counts = self._metrics.of(model.facts) if model else self._metrics.unknown
-        microseconds = (time.monotonic_ns() - request.received_at) // 1000
-        counts.request_answered(answer.status, microseconds, request.timings is not None)
 
-
-def _refusal(error: Exception, request: Request, route: Route) -> Answer:
+def _refusal(error: Exception, request: Request) -> Answer:
     match error:
         case EngineError():
             return error_answer(EngineError(f"{error} (request {request.id})"))
         case ServiceError():
             return error_answer(error)
-    log.error("bug: request %s to %s failed", request.id, route, exc_info=error)
+    log.error("bug: request %s failed", request.id, exc_info=error)
     return error_answer(EngineError(f"internal error (request {request.id})"))
 
 

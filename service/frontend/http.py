@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from litestar.types import Receive, Send
 
-from service.batching.claim import Timings
+from service.batching.claim import ServedModel, Timings
 from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
 
 JSON = b"application/json"  # without a charset: some protocol clients compare the whole value
@@ -44,9 +44,10 @@ class Request:
     received_at   monotonic ns
     decoded_ns    time from the complete body to the written rows; `decoded()` sets it
     timings       of the slowest item; set by the handler
+    model         once it is found
     """
 
-    __slots__ = ("_body_at", "decoded_ns", "headers", "id", "query", "received_at", "timings")
+    __slots__ = ("_body_at", "decoded_ns", "headers", "id", "model", "query", "received_at", "timings")
 
     def __init__(self, headers: dict[bytes, bytes], query: bytes) -> None:
         self.received_at = self._body_at = time.monotonic_ns()
@@ -55,6 +56,7 @@ class Request:
         self.id = request_id(headers.get(b"x-request-id"))
         self.decoded_ns = 0
         self.timings: Timings | None = None
+        self.model: ServedModel | None = None
 
     def body_is_complete(self) -> None:
         """From here on it is decoded."""

@@ -75,16 +75,12 @@ async def predict(model: ServedModel, request: Request, body: bytes, deadline: i
             request.decoded()
             request.timings = await claim.run(deadline)
             return _answer(claim, top_k)
-    if spec.name not in model.inputs:
-        shaped = _shaped_rows(model, spec, kind, body)
-        with model.claim(len(shaped)) as claim:
-            claim.write_shaped(spec.name, shaped)
-            request.decoded()
-            request.timings = await claim.run(deadline)
-            return _answer(claim, top_k)
     rows, n_items = _rows(model, spec, kind, body)
     with model.claim(n_items) as claim:
-        claim.write(spec.name, rows)
+        if isinstance(rows, list):
+            claim.write_shaped(spec.name, rows)
+        else:
+            claim.write(spec.name, rows)
         request.decoded()
         request.timings = await claim.run(deadline)
         return _answer(claim, top_k)
@@ -129,8 +125,13 @@ async def _pixels(body: bytes, target: ImageInput, limits: Images) -> RowBytes:
     return pixels.tobytes()
 
 
-def _rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -> tuple[RowBytes, int]:
+def _rows(
+    model: ServedModel, spec: TensorSpec, kind: str, body: bytes
+) -> tuple[RowBytes, int] | tuple[list[ShapedRow], int]:
     """The rows and how many they are."""
+    if spec.name not in model.inputs:
+        shaped = _shaped_rows(model, spec, kind, body)
+        return shaped, len(shaped)
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
         return rows_from_json(model.facts, spec, request.instances, None, "instances")

@@ -13,19 +13,26 @@ Two changes to uvicorn's own way: an answer goes out in one write, and bad synta
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Coroutine
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import BodyTimeout, ServiceError
 from service.frontend.app import CLOSE, Frontend
+from service.frontend.drive import Drive
 from service.frontend.head import MOST_BYTES, Head, parse_head
 from service.frontend.http import Answer, Request, error_body, request_id, response
 
 _CONTINUE = b"HTTP/1.1 100"  # the client waits for it before it sends the body
 _MOST_UNREAD_BYTES = 65536  # of requests that wait for the answer to the one before
+
+
+@functools.lru_cache(4)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Header lines: of the date, which is another every second."""
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
 
 
 class HeadWithBody:
@@ -74,7 +81,7 @@ class Protocol(HttpToolsProtocol):
         self._request: Request | None = None
         self._body: bytearray | None = None  # while it is incomplete
         self._body_timer: asyncio.TimerHandle | None = None
-        self._answering: Coroutine[Any, Any, Answer] | None = None
+        self._drive: Drive[Answer] | None = None
         self._unread = b""
         self._close_after = False
         self._answered_at = 0.0
@@ -88,9 +95,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()
-        if (answering := self._answering) is not None:
-            self._answering = None
-            answering.close()  # its slots are free once the engine has answered them
+        if self._drive is not None:
+            self._drive.close()  # its slots are free once the engine has answered them
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -121,12 +127,11 @@ class Protocol(HttpToolsProtocol):
         """Answer a prediction that is under way with `reason`: the server ends now."""
         if self._head is None or self._request is None:
             return
-        if self._answering is not None:
-            self._answering.close()
-            self._answering = None
+        if self._drive is not None:
+            self._drive.close()
         self._body = None
         self._close_after = True
-        self._write(self._frontend.refuse(self._head.route, self._request, reason))
+        self._write(reason)
 
     # ── a prediction ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,30 +177,23 @@ class Protocol(HttpToolsProtocol):
     def _answer(self, body: bytes) -> None:
         assert self._head is not None
         assert self._request is not None
-        self._answering = self._frontend.predict(self._head.route, self._request, body)
-        self._go_on()
-
-    def _go_on(self, _: object = None) -> None:
-        """Run the handler until it waits for the engine, or, for a large image, for a thread; or to its answer."""
-        if self._answering is None:
-            return  # the client left
         try:
-            future = self._answering.send(None)
-        except StopIteration as end:
-            self._answering = None
-            self._write(end.value)
+            handling = self._frontend.handle(self._head.route, self._request, body)
+        except ServiceError as error:
+            self._write(error)
             return
-        future._asyncio_future_blocking = False  # as a task does that takes on what a coroutine awaits
-        future.add_done_callback(self._go_on)
+        self._drive = Drive(handling, self._write)
+        self._drive.go_on()
 
-    def _write(self, answer: Answer) -> None:
+    def _write(self, outcome: Answer | Exception) -> None:
         assert self._head is not None
         assert self._request is not None
+        self._drive = None
+        answer = self._frontend.finish(self._request, outcome)
         close = self._close_after or not self._head.keep_alive or CLOSE in answer.headers
         if close and CLOSE not in answer.headers:
             answer.headers.append(CLOSE)
-        lines = b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers])  # the date
-        self._socket.write(response(answer, self._request, lines))
+        self._socket.write(response(answer, self._request, _lines(tuple(self.server_state.default_headers))))
         self._head = self._request = None
         if close:
             self._socket.close()

@@ -33,6 +33,7 @@ from service.engine.session import Session, UnservableModel
 from service.errors import EngineError
 from tests.integration.conftest import SETTINGS
 from tests.support.build_any import build_any_repository
+from tests.support.claims import answered
 
 FAR = 10**18
 
@@ -63,7 +64,7 @@ async def ask(client: Client, name: str, tensor: str, items: list[np.ndarray]) -
     assert model is not None
     with model.claim(len(items)) as claim:
         claim.write_shaped(tensor, [ShapedRow(item.shape, item.tobytes()) for item in items])
-        await claim.run(FAR)
+        await answered(claim.run(FAR))
         rows = claim.read_shaped(next(iter(model.shaped_outputs)))
         return [ShapedRow(row.shape, bytes(row.data)) for row in rows]
 
@@ -110,7 +111,7 @@ async def test_an_output_too_large_for_its_row_fails_alone_within_its_batch(
         assert model is not None
         with model.claim(1) as claim:
             claim.write_shaped("x", [ShapedRow((), len(text).to_bytes(4, "little") + text)])
-            await claim.run(FAR)
+            await answered(claim.run(FAR))
             return bytes(claim.read_shaped("y")[0].data)
 
     texts = [b"a", b"b" * 1000, b"c", b"d"]  # five times 1000 bytes are more than a row holds

@@ -19,6 +19,7 @@ from service.batching.claim import Claim
 from service.batching.client import Client
 from service.batching.link import ANSWER, Kind, ModelFacts, ModelReady, ModelsLoaded, Status, link_pair
 from service.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
+from tests.support.claims import Wait
 
 CAPACITY = 8
 INPUTS = (TensorSpec("x", "INT64", (-1, 2)),)
@@ -46,7 +47,7 @@ class SlotMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.counter = 0
         self.claimed: list[tuple[Claim, list[int]]] = []  # rows written, not committed
-        self.awaited: list[tuple[Claim, asyncio.Future, list[int]]] = []  # committed, not released
+        self.awaited: list[tuple[Claim, Wait, list[int]]] = []  # committed, not released
         self.abandoned: list[Claim] = []  # released before the engine answered
         self.at_engine: list[int] = []  # slots the engine holds
         self.dead = False
@@ -95,7 +96,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(data=st.data(), lifetime_s=st.sampled_from([-1.0, 1000.0]))
     def commit(self, data: st.DataObject, lifetime_s: float) -> None:
         claim, values = self.claimed.pop(data.draw(st.integers(0, len(self.claimed) - 1)))
-        future = claim.run(time.monotonic_ns() + int(lifetime_s * 1e9))
+        future = Wait(claim.run(time.monotonic_ns() + int(lifetime_s * 1e9)))
         self.awaited.append((claim, future, values))
         self.turn()
         self.engine_reads()
@@ -147,7 +148,7 @@ class SlotMachine(RuleBasedStateMachine):
     def the_client_goes_away(self, data: st.DataObject) -> None:
         self.release(*self.awaited[data.draw(st.integers(0, len(self.awaited) - 1))])
 
-    def release(self, claim: Claim, future: asyncio.Future, values: list[int]) -> None:
+    def release(self, claim: Claim, future: Wait, values: list[int]) -> None:
         self.awaited.remove((claim, future, values))
         claim.__exit__(None, None, None)
         future.cancel() if not future.done() else future.exception()
