@@ -112,8 +112,11 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     """What runs the models. Everything left out is chosen by measuring at load."""
 
     device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Field(description="`auto` takes CUDA where the installed onnxruntime has it, `cuda` fails without it."),
+        Literal["auto", "cpu", "cuda", "tensorrt"],
+        Field(
+            description="`auto` takes CUDA where the installed onnxruntime has it, `cuda` fails without it. `tensorrt` "
+            "leaves what TensorRT does not take to CUDA."
+        ),
     ] = "auto"
     cores: Annotated[
         int | None,
@@ -129,6 +132,22 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     tune_budget_s: Annotated[
         float, Field(ge=0, le=60, description="How long a model's measuring at load may take.")
     ] = 1.0
+    allow_cpu_nodes: Annotated[
+        bool, Field(description="Serve a model on a GPU also when some of its nodes would run on the CPU.")
+    ] = False
+    cuda_graphs: Annotated[
+        bool, Field(description="Capture a CUDA graph for each batch size, where the model allows it.")
+    ] = True
+    gpu_mem_limit_bytes: Annotated[
+        int | None, Field(ge=1 << 20, description="Most GPU memory of each instance's arena. Default: all there is.")
+    ] = None
+    tf32: Annotated[
+        bool, Field(description="Let CUDA multiply FP32 with a mantissa of 10 bits: faster, and less exact.")
+    ] = False
+    fp16: Annotated[bool, Field(description="Let TensorRT compute in half precision. Needs device `tensorrt`.")] = False
+    tensorrt_cache: Annotated[
+        Path | None, Field(description="A folder for TensorRT's engines, which are else built at every start.")
+    ] = None
 
 
 class Logging(BaseModel, frozen=True, extra="forbid"):
@@ -177,6 +196,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"batching.max_batch_size ({batching.max_batch_size}) is larger than batching.max_queue_items "
                 f"({batching.max_queue_items}), so such a batch could never form"
+            )
+        if self.engine.fp16 and self.engine.device != "tensorrt":
+            raise ValueError(
+                f"engine.fp16 needs engine.device tensorrt, not {self.engine.device}: onnxruntime's other providers "
+                "compute in the precision of the file"
             )
         return self
 

@@ -73,10 +73,12 @@ def _type_text(annotation: Any) -> str:  # Any: whatever a field may be annotate
         return " ".join([_type_text(inner), *_bounds(info)])
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " or ".join(_type_text(part) for part in typing.get_args(annotation) if part is not types.NoneType)
-    return {int: "whole number", float: "number", str: "text", Path: "path"}[annotation]
+    return {int: "whole number", float: "number", str: "text", Path: "path", bool: "`true`, `false`"}[annotation]
 
 
 def _default(default: object) -> str:
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return "none" if default is None else f"`{default}`"
 
 

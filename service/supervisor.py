@@ -54,6 +54,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     configure_logging(settings.logging)
     if not settings.repository.is_dir():
         raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
+    require_device(settings)
     n_frontends = frontend_count(settings)
     if n_frontends == 0:
         return _serve_in_one_process(settings, listen(settings.server.host, settings.server.port, 1)[0], say)
@@ -74,6 +75,15 @@ def engine_count(settings: Settings) -> int:
     if settings.engine.engines is not None:
         return settings.engine.engines
     return 1 if settings.engine.device == "cpu" else max(1, len(cuda_devices()))
+
+
+def require_device(settings: Settings) -> None:
+    """Raises StartError where a GPU is asked for by name and there is none: no model would ever be ready."""
+    if settings.engine.device in ("cuda", "tensorrt") and not cuda_devices():
+        raise StartError(
+            f"--engine.device {settings.engine.device}: no CUDA device here, or the package without CUDA is installed; "
+            "needed are a driver's device and pip install 'shoal[gpu]' in place of 'shoal[cpu]'"
+        )
 
 
 def listen(host: str, port: int, n: int) -> list[socket.socket]:

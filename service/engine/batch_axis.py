@@ -61,7 +61,7 @@ def compare(session: Session, items: dict[str, Array]) -> Verdict:
     for spec, both, *each in zip(session.outputs, together, first, second, strict=True):
         if [len(both), *map(len, each)] != [2, 1, 1]:
             return "dependent"
-        tolerance = _tolerance(spec, both)
+        tolerance = tolerance_of(spec, both)
         if not all(agrees(spec, both[i : i + 1], row, tolerance) for i, row in enumerate(each)):
             return "dependent"
         alike = alike and agrees(spec, each[0], each[1], tolerance)
@@ -76,7 +76,7 @@ def _run(session: Session, feeds: dict[str, Array]) -> list[Array] | None:
         return None
 
 
-def _tolerance(spec: TensorSpec, answers: Array) -> Tolerance:
+def tolerance_of(spec: TensorSpec, answers: Array) -> Tolerance:
     """Kernels sum in another order at another batch size: an error of the largest values, not of each."""
     if spec.datatype not in ("FP16", "FP32", "FP64", "BF16"):
         return Tolerance(0, 0)

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +33,12 @@ from models.manifest import (
 from service.batching.arena import Arena, ShapedRegion, create_arena, stride_bytes
 from service.batching.link import ModelFacts
 from service.engine.batch_axis import try_batch
+from service.engine.bound import BoundInstance, can_bind
 from service.engine.golden import check_golden, replay, row_count
+from service.engine.gpu import GpuSession
 from service.engine.instance import Instance
-from service.engine.session import Device, RunFailed, Session, UnservableModel
+from service.engine.providers import Device, Gpu
+from service.engine.session import RunFailed, Session, UnservableModel
 from service.engine.tune import Setup, choose_setup, unmeasured_setup
 from service.engine.warmup import write_warm_up_items
 
@@ -57,6 +60,7 @@ class ModelSettings:
     instances: int | None
     threads: int | None
     tune_budget_s: float
+    gpu: Gpu = field(default_factory=Gpu)  # where device is not the CPU
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     model = found.path / MODEL_FILE
     if not model.is_file():
         raise UnservableModel(f"{MODEL_FILE} is missing")
-    first = Session(model, settings.device, settings.threads or 1)
+    first = open_session(model, settings, settings.threads or 1)
     if manifest is not None:
         _check_signature(first, manifest)
     if golden is not None:
@@ -147,6 +151,13 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     )
 
 
+def open_session(model: Path, settings: ModelSettings, threads: int) -> Session:
+    """Raises UnservableModel."""
+    if settings.device == "cpu":
+        return Session(model, threads)
+    return GpuSession(model, settings.device, settings.gpu)
+
+
 def arena_capacity(specs: tuple[TensorSpec, ...], batch_axis: bool, settings: ModelSettings) -> int:
     """Slots for `max_queue_items`, fewer where rows are so large that the arena would pass its bound."""
     fitting = _ARENA_BYTES // max(1, sum(stride_bytes(spec, batch_axis, settings.max_row_bytes) for spec in specs))
@@ -185,13 +196,25 @@ def _choose_setup(
     spare = [first] if (settings.threads or 1) == 1 else []
 
     def make(threads: int) -> Instance:
-        session = spare.pop() if spare and threads == 1 else Session(found.path / MODEL_FILE, settings.device, threads)
+        session = spare.pop() if spare and threads == 1 else open_session(found.path / MODEL_FILE, settings, threads)
+        if isinstance(session, GpuSession) and can_bind(session.inputs, session.outputs, batch_axis):
+            return BoundInstance(session, arena, largest_batch, batch_axis)
         return Instance(session, arena, largest_batch, batch_axis)
+
+    def make_warm(threads: int) -> Instance:
+        instance = make(threads)
+        if isinstance(instance, BoundInstance):
+            instance.warm_up()
+        return instance
 
     fixed = _fixed_setup(settings)
     try:
         write_warm_up_items(first, arena, golden, batch_axis, largest_batch, settings.max_row_bytes)
-        return choose_setup(make, settings.cores, largest_batch, fixed, settings.tune_budget_s)
+        setup = choose_setup(make_warm, settings.cores, largest_batch, fixed, settings.tune_budget_s)
+        for instance in setup.instances:
+            if isinstance(instance, BoundInstance):
+                instance.learn(setup.seconds)
+        return setup  # noqa: TRY300 measuring and learning fail alike
     except RunFailed as error:
         if golden is not None:
             raise
@@ -246,9 +269,9 @@ def _check_signature(session: Session, manifest: Manifest) -> None:
 
 
 def _fixed_setup(settings: ModelSettings) -> tuple[int, int] | None:
-    """What the settings leave no choice about; a GPU has one instance, which owns the device."""
-    if settings.device == "cuda":
-        return settings.instances or 1, settings.threads or 1
+    """What the settings leave no choice about; a GPU has one instance, whose thread only hands work to it."""
+    if settings.device != "cpu":
+        return settings.instances or 1, 1
     if settings.instances is None and settings.threads is None:
         return None
     if settings.instances is None:

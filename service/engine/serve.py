@@ -6,15 +6,18 @@ import socket
 from service.batching.link import Link
 from service.control import Connect, receive
 from service.engine.loop import Engine
+from service.engine.providers import Gpu
 from service.engine.repository import ModelSettings
 from service.engine.session import default_device
-from service.machine import available_cores
+from service.machine import available_cores, cuda_devices
 from service.settings import Settings
 
 
-def model_settings(settings: Settings) -> ModelSettings:
+def model_settings(settings: Settings, number: int = 0) -> ModelSettings:
+    """For engine `number`: it has the device of that number, and those beyond the last share."""
+    engine = settings.engine
     return ModelSettings(
-        device=default_device() if settings.engine.device == "auto" else settings.engine.device,
+        device=default_device() if engine.device == "auto" else engine.device,
         cores=settings.engine.cores or available_cores(),
         max_batch_size=settings.batching.max_batch_size,
         max_queue_items=settings.batching.max_queue_items,
@@ -22,6 +25,15 @@ def model_settings(settings: Settings) -> ModelSettings:
         instances=settings.engine.instances,
         threads=settings.engine.threads,
         tune_budget_s=settings.engine.tune_budget_s,
+        gpu=Gpu(
+            number=number % max(1, len(cuda_devices())),
+            cuda_graphs=engine.cuda_graphs,
+            tf32=engine.tf32,
+            fp16=engine.fp16,
+            mem_limit_bytes=engine.gpu_mem_limit_bytes,
+            allow_cpu_nodes=engine.allow_cpu_nodes,
+            cache=engine.tensorrt_cache,
+        ),
     )
 
 
@@ -29,7 +41,7 @@ def make_engine(settings: Settings, number: int, n_frontends: int, links: dict[i
     """`number`: which of the devices; the links by number of the frontend."""
     return Engine(
         settings.repository,
-        model_settings(settings),
+        model_settings(settings, number),
         settings.batching.max_queue_delay_us,
         links,
         n_frontends,

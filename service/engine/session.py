@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ import onnxruntime as ort
 
 from models.manifest import Datatype, TensorSpec
 from service.batching.arena import MOST_ITEM_AXES
-
-Device = Literal["cpu", "cuda"]
+from service.engine.providers import PROVIDERS, Device, Options
 
 _DATATYPE_OF_ORT: dict[str, Datatype] = {
     "tensor(bool)": "BOOL",
@@ -51,30 +50,9 @@ class RunFailed(Exception):
 class Session:
     """One onnxruntime session. `run` may be called by one thread at a time."""
 
-    def __init__(self, path: Path, device: Device, threads: int) -> None:
+    def __init__(self, path: Path, threads: int) -> None:
         """Raises UnservableModel: not an ONNX file, an operator unknown, a tensor of a type that the protocol lacks."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 3  # errors reach us as exceptions; warnings name nodes nobody asked about
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-        if providers[0] not in (available := ort.get_available_providers()):
-            raise UnservableModel(f"the installed onnxruntime has {', '.join(available)}; expected {providers[0]}")
-        if device == "cuda":
-            ort.preload_dlls(directory="")  # CUDA and cuDNN from the packages beside onnxruntime-gpu
-        try:
-            self._session = ort.InferenceSession(path, options, providers=providers)
-        except Exception as error:
-            raise UnservableModel(f"{path.name}: {_first_line(error)}") from error
-        if (taken := self._session.get_providers()[0]) != providers[0]:
-            # onnxruntime falls back to the CPU without an error when a CUDA library is missing.
-            raise UnservableModel(
-                f"{path.name}: asked for {providers[0]}, onnxruntime took {taken}; its log says why, "
-                "and --engine.device cpu does without"
-            )
+        self._session = self._open(path, threads)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self.inputs = tuple(_spec(node, "input") for node in inputs)
         self.outputs = tuple(_spec(node, "output") for node in outputs)
@@ -82,6 +60,9 @@ class Session:
         self._output_names = [spec.name for spec in self.outputs]
         self._options: ort.RunOptions | None = None
         self._bfloats = {spec.name for spec in self.inputs + self.outputs if spec.datatype == "BF16"}
+
+    def _open(self, path: Path, threads: int) -> ort.InferenceSession:
+        return open_onnxruntime(path, session_options(threads), [(PROVIDERS["cpu"], {})])
 
     @property
     def description(self) -> str:
@@ -122,6 +103,37 @@ class Session:
             _bits(value) if name in self._bfloats else value.numpy()
             for name, value in zip(self._output_names, outputs, strict=True)
         ]
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors reach us as exceptions; warnings name nodes nobody asked about
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def open_onnxruntime(
+    path: Path, options: ort.SessionOptions, wanted: list[tuple[str, Options]]
+) -> ort.InferenceSession:
+    """A session of the first of the `wanted` providers, which is not replaced, now or in a run. UnservableModel."""
+    first = wanted[0][0]
+    if first not in (available := ort.get_available_providers()):
+        raise UnservableModel(f"the installed onnxruntime has {', '.join(available)}; expected {first}")
+    try:
+        session = ort.InferenceSession(path, options, providers=wanted, enable_fallback=0)
+    except Exception as error:
+        raise UnservableModel(f"{path.name}: {_first_line(error)}") from error
+    if (taken := session.get_providers()[0]) != first:
+        # onnxruntime falls back to the CPU without an error when a CUDA library is missing.
+        raise UnservableModel(
+            f"{path.name}: asked for {first}, onnxruntime took {taken}; its log says why, "
+            "and --engine.device cpu does without"
+        )
+    return session
 
 
 def default_device() -> Device:

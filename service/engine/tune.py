@@ -34,6 +34,11 @@ class Setup:
     max_batch_size: int
     rates: dict[int, float]
 
+    @property
+    def seconds(self) -> dict[int, float]:
+        """What a run of one instance takes, by batch size."""
+        return {size: size * len(self.instances) / rate for size, rate in self.rates.items()}
+
 
 def choose_setup(
     make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None, budget_s: float
@@ -46,12 +51,12 @@ def choose_setup(
         if best is not None and time.monotonic() > give_up_at:
             break
         instances = [make(threads) for _ in range(n_instances)]  # no more than the best's and these exist at a time
-        rate = measure(instances, probe, give_up_at)
-        if best is None or rate > CLEARLY_FASTER * best[0]:
-            best = rate, threads, instances
+        found = measure(instances, probe, give_up_at)
+        if best is None or found > CLEARLY_FASTER * best[0]:
+            best = found, threads, instances
     assert best is not None, "bug: no candidate"
-    rate, threads, instances = best
-    rates = {probe: rate}
+    found, threads, instances = best
+    rates = {probe: found}
     for size in batch_sizes(largest_batch):
         if size not in rates and time.monotonic() < give_up_at:
             rates[size] = measure(instances, size, give_up_at)
@@ -96,10 +101,11 @@ def measure(instances: list[Instance], batch: int, give_up_at: float) -> float:
         instance.run(slots)
         if time.monotonic() > give_up_at:
             return batch * len(instances) / (time.monotonic() - begun)
-    return max(_rate(instances, slots) for _ in range(2))
+    return max(rate(instances, slots, _PROBE_SECONDS) for _ in range(2))
 
 
-def _rate(instances: list[Instance], slots: range) -> float:
+def rate(instances: list[Instance], slots: range, seconds: float) -> float:
+    """Items/s of all instances running these slots at once, for `seconds`."""
     counts = [0] * len(instances)
     start = threading.Barrier(len(instances) + 1)
     stop_at = [0.0]
@@ -113,7 +119,7 @@ def _rate(instances: list[Instance], slots: range) -> float:
     threads = [threading.Thread(target=loop, args=(i,)) for i in range(len(instances))]
     for thread in threads:
         thread.start()
-    stop_at[0] = (begun := time.monotonic()) + _PROBE_SECONDS
+    stop_at[0] = (begun := time.monotonic()) + seconds
     start.wait()
     for thread in threads:
         thread.join()

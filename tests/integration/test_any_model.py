@@ -136,14 +136,14 @@ async def test_an_output_too_large_for_its_row_fails_alone_within_its_batch(
     ],
 )
 def test_a_trial_tells_a_batch_from_what_looks_like_one(models: Path, name: str, verdict: str) -> None:
-    session = Session(models / name / "1" / MODEL_FILE, "cpu", 1)
+    session = Session(models / name / "1" / MODEL_FILE, 1)
     assert session.batch_axis_by_name
     assert try_batch(session, None, 1 << 20) == verdict
 
 
 @pytest.mark.parametrize("name", ["fixed", "matrix", "mixed", "constant", "either"])
 def test_a_name_alone_can_rule_a_batch_out(models: Path, name: str) -> None:
-    assert not Session(models / name / "1" / MODEL_FILE, "cpu", 1).batch_axis_by_name
+    assert not Session(models / name / "1" / MODEL_FILE, 1).batch_axis_by_name
 
 
 def published(models: Path, root: Path, name: str, golden: Golden) -> FoundVersion:
@@ -151,7 +151,7 @@ def published(models: Path, root: Path, name: str, golden: Golden) -> FoundVersi
     folder = root / name / "1"
     shutil.copytree(models / name / "1", folder)
     write_golden(folder, golden)
-    session = Session(folder / MODEL_FILE, "cpu", 1)
+    session = Session(folder / MODEL_FILE, 1)
     manifest = Manifest(
         name=name,
         version=1,

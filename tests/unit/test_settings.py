@@ -37,7 +37,7 @@ def test_port_and_host_have_short_flags() -> None:
         ("SHOAL_PROT", "3", ["no such setting"]),
         ("SHOAL_BATCHING__MAX_BATCH_SIZE", "many", ["valid integer", "'many'"]),
         ("SHOAL_BATCHING__MAX_BATCH_SIZE", "0", ["greater than or equal to 1", "'0'"]),
-        ("SHOAL_ENGINE__DEVICE", "tpu", ["'auto', 'cpu' or 'cuda'", "'tpu'"]),
+        ("SHOAL_ENGINE__DEVICE", "tpu", ["'auto', 'cpu', 'cuda' or 'tensorrt'", "'tpu'"]),
         ("SHOAL_CONFIG", "/nowhere.toml", ["not a file"]),
     ],
 )
@@ -94,12 +94,20 @@ def test_what_kubernetes_puts_into_the_environment_is_not_a_setting(monkeypatch:
 
 
 def test_every_knob_can_be_set_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"host": "::1", "device": "cpu", "level": "error", "format": "json", "repository": "elsewhere"}
+    values = {
+        "host": "::1",
+        "device": "tensorrt",
+        "gpu_mem_limit_bytes": str(1 << 30),
+        "level": "error",
+        "format": "json",
+        "repository": "elsewhere",
+    }
     flags: list[str] = []
     for path, info in walk():
         if path == ("config",):
             continue
-        value = values.get(path[-1]) or str(info.default or 2)
+        other = not info.default if isinstance(info.default, bool) else info.default or 2
+        value = values.get(path[-1]) or str(other)
         monkeypatch.setenv(environment_name(path), value)
         flags += [flag_name(path), value]
     by_environment = read_settings([], "serve")
