@@ -37,6 +37,11 @@ function init(arguments)
     requests[#requests + 1] = wrk.format("POST", nil, headers, row)
   end
   file:close()
+  local think_ms = tonumber(arguments[3])
+  if think_ms then  -- wrk waits only where there is such a function
+    math.randomseed(tonumber(tostring(requests):match("0x(%x+)"), 16) or 1)
+    function delay() return math.floor(0.5 - think_ms * math.log(1 - math.random())) end
+  end
 end
 
 function request()
@@ -72,14 +77,18 @@ def require_wrk() -> None:
         raise BenchError("wrk is not installed: `apt-get install wrk`, `brew install wrk`, or build it from its source")
 
 
-def send(url: str, rows: npt.NDArray[Any], clients: int, seconds: float) -> Load:
-    """Rows in turn to `url`, from `clients` connections. Raises BenchError."""
+def send(url: str, rows: npt.NDArray[Any], clients: int, seconds: float, think_ms: float | None = None) -> Load:
+    """Rows in turn to `url`, from `clients` connections. Raises BenchError.
+
+    think_ms   mean of the exponential pause of each connection before each request, in whole ms; None: no pause
+    """
     with tempfile.TemporaryDirectory() as folder:
         script, body = Path(folder) / "rotate.lua", Path(folder) / "rows"
         script.write_text(SCRIPT)
         body.write_bytes(np.ascontiguousarray(rows).tobytes())
         command = ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
         command += ["-s", str(script), url, "--", str(body), str(rows[0].nbytes)]
+        command += [] if think_ms is None else [f"{think_ms:.3f}"]
         before = _children_cpu()
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90, check=False)
         return parse(result.stdout + result.stderr, _children_cpu() - before)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import msgspec
 from msgspec import Meta, inspect
 from rich.console import Console
 
@@ -21,8 +22,10 @@ from training.bring import publish_onnx
 from training.catalogue import print_catalogue, print_version
 from training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from training.data import MNIST, SOURCES, load, write_samples
+from training.device import choose_device
 from training.errors import Interrupted, RecipeInvalid, TrainingError
 from training.pipeline import Options, command_to_serve, make, make_quantised, tell
+from training.rate import newest_with_weights, rates
 from training.recipes import RECIPES, Recipe, changed
 from training.runs import latest_run
 
@@ -97,6 +100,12 @@ def do_quantise(given: argparse.Namespace, console: Console) -> None:
     make_quantised(given.name, given.of, options, console)
 
 
+def do_rate(given: argparse.Namespace, console: Console) -> None:
+    folder = newest_with_weights(given.repository, given.name)
+    for measured in rates(folder, choose_device(given.device), given.largest, given.seconds):
+        print(msgspec.json.encode(measured).decode(), flush=True)
+
+
 def do_publish(given: argparse.Namespace, console: Console) -> None:
     published = publish_onnx(
         given.onnx, given.name, given.repository, version=given.version, labels=given.labels, rows=given.golden
@@ -151,6 +160,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("name", help="of the model")
     command.add_argument("--of", type=positive, help="version to start from (default: the highest)")
     command.set_defaults(do=do_quantise)
+    command = commands.add_parser("rate", parents=[repository], help="items/s of a published network in torch alone")
+    command.add_argument("name", help="of the model")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--largest", type=positive, default=1024, help="largest batch (1024)")
+    command.add_argument("--seconds", type=float, default=1.0, help="for each batch size (1)")
+    command.set_defaults(do=do_rate)
     command = commands.add_parser("publish", parents=[repository, number], help="publish an ONNX file made elsewhere")
     command.add_argument("--onnx", type=Path, required=True, help="the file; weights inside")
     command.add_argument("--name", required=True, help="what the model is served as")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from loadtests import answers, bench, record
+from loadtests import answers, bench, gpu_bench, record
 from loadtests.answers import Answer, Ledger, Samples, Tally, percentile
 from loadtests.bare import Bare
 from loadtests.check import disagreement
@@ -285,3 +285,31 @@ def test_the_machine_is_described_without_its_name() -> None:
     packages = record.look_at_packages()
     assert packages["python"].startswith("3.")
     assert (packages["wrk"] == "absent") == (shutil.which("wrk") is None)
+
+
+# --- one device, all ways
+
+
+def test_the_gpu_page_has_every_rate_and_every_load() -> None:
+    served = gpu_bench._served(Load(900, 1.0, 1.5, 4.5, 0, 1, 0.1), 256, 0.5, 1800.0)
+    result = gpu_bench.GpuRecord(
+        created_at="2026-01-02T00:00:00",
+        command="the command",
+        commit="abc",
+        machine=Machine("a CPU", 4, 8.0, "6.1", 0.1),
+        packages={"python": "3.11", "onnxruntime": "1.32"},
+        device="cuda",
+        gpu="a GPU",
+        model="mnist",
+        sha256="5ha",
+        engine={},
+        rates={"engine": {1: 5000.0, 2: 9000.0}, "torch": {1: 1000.0}},
+        served=[served],
+    )
+    page = gpu_bench.page(result)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert rows[0] == ["batch", "engine", "torch"]
+    assert ["1", "5,000", "1,000"] in rows
+    assert ["2", "9,000", "-"] in rows
+    assert ["256", "50%", "50%", "900", "1.50", "4.50", "1"] in rows
+    assert page.startswith("# mnist on a GPU, 2026-01-02")
