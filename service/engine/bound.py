@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 _RUNS_TO_CAPTURE = 3  # two ordinary ones, in which memory is allocated, and the one that is captured
 
 
+class DeviceLost(Exception):
+    """The process cannot use its device any more. It ends the engine, and the supervisor starts another."""
+
+
 def can_bind(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch_axis: bool) -> bool:
     """Every tensor's rows have one size, and a type that numpy has."""
     specs = [*inputs, *outputs]
@@ -141,10 +145,14 @@ class Bucket:
         self._proven: list[npt.NDArray[Any]] | None = None  # an item that ran, for each input
 
     def run(self, slots: Sequence[int]) -> None:
-        """Answer `slots`, at most `size`. Raises RunFailed; then no output row was written."""
+        """Answer `slots`, at most `size`. Raises RunFailed; then no output row was written. Raises DeviceLost."""
         for _, region, _, data in self._inputs:
             region.read_into(data, slots)
-        self._execute()
+        try:
+            self._execute()
+        except RunFailed as error:
+            self._check_device(error)
+            raise
         for _, region, _, data in self._outputs:
             region.write(slots, data[: len(slots) * (data.nbytes // self._size)])
 
@@ -179,6 +187,15 @@ class Bucket:
             raise RunFailed(str(error).strip().split("\n", 1)[0]) from error
         if self._proven is None:
             self._proven = [buffer.array.reshape(self._size, -1)[0].copy() for _, _, buffer, _ in self._inputs]
+
+    def _check_device(self, failure: RunFailed) -> None:
+        """After some CUDA errors a process's every later call fails: then rows that ran before fail as well."""
+        if self._proven is None:
+            return
+        try:
+            self._execute()
+        except RunFailed as error:
+            raise DeviceLost(f"rows that ran before fail too, after: {failure}") from error
 
     def _forget_rows(self) -> None:
         """One of them may be what fails, and would stay as padding."""

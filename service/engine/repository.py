@@ -193,7 +193,7 @@ def _choose_setup(
     settings: ModelSettings,
 ) -> Setup:
     """By measuring. What fails on golden rows is refused (RunFailed); what fails on invented items proves nothing."""
-    spare = [first] if (settings.threads or 1) == 1 else []
+    spare = [first] if settings.device != "cpu" or (settings.threads or 1) == 1 else []
 
     def make(threads: int) -> Instance:
         session = spare.pop() if spare and threads == 1 else open_session(found.path / MODEL_FILE, settings, threads)

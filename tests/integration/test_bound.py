@@ -16,7 +16,7 @@ from msgspec import structs
 from models.manifest import MODEL_FILE, NUMPY_OF
 from service.batching.arena import Arena, create_arena
 from service.engine import bound, pinned, repository
-from service.engine.bound import BoundInstance, can_bind
+from service.engine.bound import BoundInstance, DeviceLost, can_bind
 from service.engine.gpu import GpuSession, assigned_nodes
 from service.engine.instance import Instance
 from service.engine.pinned import Memory
@@ -143,6 +143,19 @@ def test_a_row_that_made_a_run_fail_is_not_padding_of_the_next(models: Path, mem
         instance.run([0, 1, 2, 3])
     instance.run([4, 5, 6])  # with one row of padding in the bucket that has just failed
     assert arena.outputs["y"].array[4:7, 0].tolist() == [44, 55, 66]
+
+
+def test_a_device_whose_every_run_fails_ends_the_engine(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance, arena = open_bound(models / "echo" / "1" / MODEL_FILE, 4)
+    fill(arena, instance.session, range(4))
+    instance.run([0, 1, 2])
+
+    def illegal_access(binding: object, options: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    monkeypatch.setattr(instance._gpu.onnxruntime, "run_with_iobinding", illegal_access)
+    with pytest.raises(DeviceLost, match="CUDA failure 700"):
+        instance.run([0, 1, 2])
 
 
 def test_a_capture_that_fails_leaves_a_model_without_graphs(
