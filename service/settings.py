@@ -127,7 +127,7 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     ] = None
     threads: Annotated[int | None, Field(ge=1, le=256, description="Threads of each copy. Default: measured.")] = None
     tune_budget_s: Annotated[
-        float, Field(ge=0, le=60, description="How long a model's measuring at load may take.")
+        float, Field(ge=0, le=60, description="How long the measuring at start may take, for all models together.")
     ] = 1.0
 
 

@@ -18,6 +18,7 @@ from service.engine.instance import Instance
 CLEARLY_FASTER = 1.1  # else more instances of fewer threads: they are better at small batches, which are usual
 GOOD_ENOUGH = 0.95  # two measurements of the same thing differ by a few percent
 LONG_ENOUGH_S = 0.005  # hand-overs, taking and answering cost a batch some tenths of a millisecond outside its run
+WAKING_S = 0.0001  # until another executor runs: a system call, its wake-up, the interpreter's lock
 _PROBE_SECONDS = 0.03
 _PROBE_BATCH = 8
 
@@ -33,6 +34,12 @@ class Setup:
     threads: int
     max_batch_size: int
     rates: dict[int, float]
+
+    @property
+    def smallest_share(self) -> int:
+        """Items that one instance runs in the time it takes to wake another."""
+        rate = self.rates.get(self.max_batch_size, 0.0) / len(self.instances)
+        return max(1, min(self.max_batch_size, int(rate * WAKING_S)))
 
 
 def choose_setup(
