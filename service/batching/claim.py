@@ -18,6 +18,7 @@ from service.batching.link import ModelFacts, Status
 from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTensor
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
+LOWEST_PRIORITY = 255  # a byte on the link
 
 Commit = Callable[["Claim", int], None]
 """Register the claim's slots and send their numbers, with a priority."""
