@@ -121,7 +121,7 @@ def _announce(
     seconds = n_servers * starts * _START_S
     for workload in workloads:
         runs = plan.rounds * len(workload.clients) * (plan.seconds + _SETTLE_S)
-        seconds += n_servers * (_START_S + WARM_S + 1 + _SETTLE_S + runs)
+        seconds += n_servers * (_START_S + WARM_S + _SETTLE_S + runs) + 1
         seconds += workload.bare * (len(bare.BATCHES) * plan.seconds + 2)
     print(f"{here.cpu}, {here.cores} cores; {n_servers} servers, about {seconds / 60:.1f} minutes", flush=True)
     for line in absent:

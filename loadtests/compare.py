@@ -80,7 +80,7 @@ def measure(workload: Workload, plan: Plan) -> WorkloadResult:
     with contextlib.ExitStack() as stack:
         entries, failed = _start(stack, workload, plan, case)
         _attempt(entries, _warm)
-        _attempt(entries, _watch_idle)
+        _watch_idle(entries)
         if workload.bare:
             bare_runs += _run_bare(workload, case, plan, "before")
         for number in range(1, plan.rounds + 1):
@@ -175,10 +175,12 @@ def _warm(entry: _Entry) -> None:
     entry.server.settle()
 
 
-def _watch_idle(entry: _Entry) -> None:
-    before = entry.server.cpu_seconds()
+def _watch_idle(entries: Sequence[_Entry]) -> None:
+    """All at once: none has anything to do."""
+    before = [entry.server.cpu_seconds() for entry in entries]
     time.sleep(_IDLE_S)
-    entry.result = replace(entry.result, idle_cores=(entry.server.cpu_seconds() - before) / _IDLE_S)
+    for entry, used in zip(entries, before, strict=True):
+        entry.result = replace(entry.result, idle_cores=(entry.server.cpu_seconds() - used) / _IDLE_S)
 
 
 def _run(entry: _Entry, number: int, clients: int, plan: Plan) -> None:

@@ -17,12 +17,16 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Stat(Struct, frozen=True):
-    """One process. `ticks` is user and system time, its own and that of children it has waited for."""
+    """One process. `ticks` is user and system time, its own and that of children it has waited for.
+
+    ended   it runs no more, but whoever should has not waited for it
+    """
 
     pid: int
     parent: int
     session: int
     ticks: int
+    ended: bool = False
 
 
 def cpu_seconds(root: int) -> float:
@@ -31,7 +35,8 @@ def cpu_seconds(root: int) -> float:
 
 
 def pids(root: int) -> list[int]:
-    return [stat.pid for stat in tree(root, _stats())]
+    """Those that have not ended."""
+    return [stat.pid for stat in tree(root, _stats()) if not stat.ended]
 
 
 def memory_mb(root: int) -> float:
@@ -47,7 +52,7 @@ def parse_stat(text: str) -> Stat:
     """A line of /proc/<pid>/stat. Source: proc(5); the name may hold spaces and brackets, so fields count from ')'."""
     pid = int(text.split(" ", 1)[0])
     fields = text[text.rindex(")") + 2 :].split()
-    return Stat(pid, int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])))
+    return Stat(pid, int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])), fields[0] in "ZX")
 
 
 def parse_pss(text: str) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from msgspec import Struct
@@ -15,8 +16,7 @@ from msgspec import Struct
 from loadtests import processes
 
 _START_S = 120.0
-_STOP_S = 60.0
-_DELAY_S = 0.5
+_STOP_S = 0.5
 _KILL_S = 5.0
 _SETTLE_S = 30.0
 _POLL_S = 0.005
@@ -63,11 +63,12 @@ def running(
     Raises        BenchError with the end of what it printed, where it ends or does not answer in time
     """
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryDirectory() as scratch, (Path(scratch) / "said").open("w+") as said:
+        added = {**environment, "TMPDIR": scratch}  # what a server leaves behind when it is killed goes too
         begun = time.monotonic()
         # A session of its own: what it starts can be told apart, and ended, even if its parent is gone.
         process = subprocess.Popen(
-            command, env={**ours, **environment}, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command, env={**ours, **added}, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             _wait(process, said, lambda: probe(port), begun + _START_S)
@@ -93,16 +94,13 @@ def _wait(process: "subprocess.Popen[bytes]", said: IO[str], answers: Callable[[
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Politely, and once more: our second signal skips the delay meant for load balancers. Then whatever is left."""
-    for seconds in (_DELAY_S, _STOP_S):
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            break
-    process.poll()
+    """A moment to leave politely, then everything in its group is killed: some servers take seconds to leave."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
     give_up_at = time.monotonic() + _KILL_S
-    with contextlib.suppress(ProcessLookupError):  # none is left in its group
-        while time.monotonic() < give_up_at:
+    while processes.pids(process.pid) and time.monotonic() < give_up_at:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.poll()
-            time.sleep(_POLL_S)
+        time.sleep(_POLL_S)
+    process.wait()

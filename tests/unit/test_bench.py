@@ -32,6 +32,7 @@ STAT = "42 (a) b (c)) S 7 42 41 0 -1 4194304 1 2 3 4 150 50 20 10 20 0 5 0 100 1
 
 def test_a_process_is_read_behind_its_name_whatever_that_holds() -> None:
     assert parse_stat(STAT) == Stat(pid=42, parent=7, session=41, ticks=150 + 50 + 20 + 10)
+    assert parse_stat(STAT.replace(") S ", ") Z ")).ended
 
 
 def test_a_tree_is_all_below_and_all_of_its_session_and_nobody_else() -> None:
@@ -64,11 +65,13 @@ def test_cpu_time_and_memory_of_children_count_and_all_are_ended() -> None:
         assert len(pids) == 2
         alone = parse_pss(Path(f"/proc/{server.pid}/smaps_rollup").read_text()) / 2**20
         assert processes.memory_mb(server.pid) > alone > 0
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]
+    assert not processes.pids(server.pid)
+    assert not [pid for pid in pids if _runs(pid)]
 
 
-def _is_zombie(pid: int) -> bool:
-    return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+def _runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and not parse_stat(stat.read_text()).ended
 
 
 def test_a_server_that_ends_is_an_error_with_its_words() -> None:
