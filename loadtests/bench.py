@@ -5,8 +5,8 @@
     mnist-json   the same, its 784 numbers as JSON                     64 clients
     cifar        a residual network, which takes nearly all the time   64 clients
 
-Each is measured as compare.py says, with our server and every peer that `make peers` has installed; then the time from
-the start of each server to its first right answer. The record is loadtests/records/<date>_<name>/ (see record.py).
+Each is measured as compare.py says, with our server and every peer that `make peers` has installed; before them, the
+time from the start of each server to its first right answer. The record is loadtests/records/<date>_<name>/ (record.py).
 `--model mnist` adds the newest version of a published model. Settings for our server follow `--`:
 python -m loadtests.bench --workloads tiny -- --batching.max-batch-size 16
 """
@@ -24,7 +24,7 @@ from loadtests import bare, machine, networks, page, record, wrk
 from loadtests.compare import WARM_S, Plan, Workload, measure, time_starts
 from loadtests.record import Record
 from loadtests.server import BenchError
-from loadtests.sides import PEERS, how_to_install, is_installed, python_of, sides
+from loadtests.sides import PEERS, Body, how_to_install, is_installed, python_of, sides
 from loadtests.targets import targets
 from models.manifest import MODEL_FILE
 
@@ -91,8 +91,8 @@ def _workloads(options: argparse.Namespace, folder: Path) -> Iterator[Workload]:
         network = name.removesuffix("-json")
         is_first = network not in models
         models[network] = path = models.get(network) or networks.build(network, folder / network)
-        body = "json" if name.endswith("-json") else "raw"
-        yield Workload(name, path, body, options.clients or _CLIENTS[name], is_first)  # type: ignore[arg-type]
+        body: Body = "json" if name.endswith("-json") else "raw"
+        yield Workload(name, path, body, options.clients or _CLIENTS[name], is_first)
     if options.model:
         path = _published(options.repository, options.model, folder / "published")
         label = f"{options.model} version {path.parent.name}"

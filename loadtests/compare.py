@@ -1,6 +1,6 @@
 """One workload, all servers: started, checked, and asked in turn, round after round.
 
-    1  start every server; the time to its first right answer does not count here, for others start beside it
+    1  start every server
     2  compare 50 answers of each with bare onnxruntime on the same file
     3  warm each, then see that none computes while nobody asks
     4  run bare onnxruntime in batches of 1, 8 and 64, one process a core
@@ -15,6 +15,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct, convert
@@ -85,7 +86,7 @@ def measure(workload: Workload, plan: Plan) -> WorkloadResult:
             bare_runs += _run_bare(workload, case, plan, "before")
         for number in range(1, plan.rounds + 1):
             for clients in workload.clients:
-                _attempt(_turned(entries, number), lambda entry, n=number, c=clients: _run(entry, n, c, plan))  # type: ignore[misc]
+                _attempt(_turned(entries, number), partial(_run, number=number, clients=clients, plan=plan))
         _attempt(entries, _weigh)
         if workload.bare:
             bare_runs += _run_bare(workload, case, plan, "after")

@@ -9,7 +9,10 @@ from loadtests.targets import Target, targets
 
 _IDLE_CORES = 0.05  # above this an idle server takes time from the one that is measured
 _SHOWN_PACKAGES = ("mosec", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "onnxruntime", "numpy")
-_BODIES = {"raw": "one row a request, as bytes", "json": "one row a request, as JSON numbers"}
+_BODIES = {
+    "raw": "one row a request, as bytes; Shoal answers JSON, the peers the bytes of the outputs",
+    "json": "one row a request, as JSON numbers; all answer JSON",
+}
 
 
 def page(record: Record) -> str:
