@@ -5,8 +5,8 @@
     mnist-json   the same, its 784 numbers as JSON                     64 clients
     cifar        a residual network, which takes nearly all the time   64 clients
 
-Each is measured as compare.py says, with our server and every peer that `make peers` has installed; before them, the
-time from the start of each server to its first right answer. The record is loadtests/records/<date>_<name>/ (record.py).
+First the time from the start of each server to its first right answer, then each workload as compare.py says, with our
+server and every peer that `make peers` has installed. The record is loadtests/records/<date>_<name>/ (see record.py).
 `--model mnist` adds the newest version of a published model. Settings for our server follow `--`:
 python -m loadtests.bench --workloads tiny -- --batching.max-batch-size 16
 """
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="a published model to measure too, its newest version")
     parser.add_argument("--repository", type=Path, default=Path("models"), help="where it is (default: models)")
     parser.add_argument("--seconds", type=_positive, default=2, help="length of one run, whole seconds (default: 2)")
-    parser.add_argument("--rounds", type=_positive, default=5, help="runs for each number of clients (default: 5)")
+    parser.add_argument("--rounds", type=_positive, default=4, help="runs for each number of clients (default: 4)")
     parser.add_argument("--starts", type=_natural, default=3, help="starts to time for each server (default: 3)")
     parser.add_argument("--name", default="serving", help="name of the record, after the date (default: serving)")
     parser.add_argument("--out", type=Path, help="folder of the record, instead of loadtests/records/<date>_<name>")
