@@ -92,12 +92,11 @@ def sentences(workload: WorkloadResult, cores: int) -> Iterator[str]:
     if ours and workload.bare:
         best = max(ours, key=lambda row: row.rate.median)
         ceiling = max(bare_rows(workload), key=lambda row: row.rate)
-        drift = abs(ceiling.after - ceiling.before) / ceiling.rate
         yield (
             f"Shoal answered most requests with {best.clients} client{'s' if best.clients > 1 else ''}: "
             f"{digits(best.rate.median)} a second, {percent(best.rate.median / ceiling.rate)} of the "
             f"{digits(ceiling.rate)} items/s that bare onnxruntime runs alone on the same {cores} cores in batches of "
-            f"{ceiling.batch} ({percent(drift)} apart before and after). There a request took "
+            f"{ceiling.batch} ({percent(ceiling.drift)} apart before and after). There a request took "
             f"{digits(best.server_us.median)} µs of the server's CPU time, and such an item of bare onnxruntime's "
             f"{digits(ceiling.item_us)} µs."
         )

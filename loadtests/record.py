@@ -123,6 +123,11 @@ class BareRow(Struct, frozen=True):
     rate: float
     item_us: float
 
+    @property
+    def drift(self) -> float:
+        """How far apart before and after are: what the machine alone changed."""
+        return abs(self.after - self.before) / self.rate
+
 
 def require_new(folder: Path) -> None:
     """Raises BenchError where there is a record already."""

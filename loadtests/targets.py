@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from loadtests.record import Record, Row, WorkloadResult, bare_rows, rows
 from loadtests.sides import Peer
-from loadtests.tables import digits
+from loadtests.tables import digits, percent
 
 _Pick = Callable[[Row], float]
 
@@ -77,7 +77,8 @@ def _of_bare(record: Record, name: str, clients: int, limit: float) -> Target:
         if not found:
             raise _Missing("no bare onnxruntime")
         best = max(found, key=lambda row: row.rate)
-        return ours / best.rate, f"{digits(ours)} over {digits(best.rate)} in batches of {best.batch}"
+        basis = f"{digits(ours)} over {digits(best.rate)} in batches of {best.batch}"
+        return ours / best.rate, f"{basis} ({percent(best.drift)} apart before and after)"
 
     return _target(f"{name}, {_count(clients)}: requests/s over bare onnxruntime's items/s", limit, True, measure)
 
