@@ -66,6 +66,8 @@ def _measure(options: argparse.Namespace, created_at: datetime) -> Record:
     plan = Plan(options.seconds, options.rounds, here.cores, tuple(options.flags), peers)
     with tempfile.TemporaryDirectory() as temporary:
         workloads = list(_workloads(options, Path(temporary)))
+        if not workloads:
+            raise BenchError("nothing to measure: --workloads none needs a --model")
         _announce(here, workloads, plan, options.starts, absent)
         starts = time_starts(_for_starts(workloads), plan, options.starts) if options.starts else []
         results = [measure(workload, plan) for workload in workloads]

@@ -234,6 +234,14 @@ def test_a_missing_wrk_is_refused_with_how_to_install_it(
     assert "apt-get install wrk" in capsys.readouterr().err
 
 
+def test_no_workload_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wrk, "require_wrk", lambda: None)
+    assert bench.main(["--workloads", "none", "--out", str(tmp_path / "new")]) == 1
+    assert "nothing to measure" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
