@@ -34,7 +34,7 @@ def check_shape(facts: ModelFacts, spec: TensorSpec, shape: list[int]) -> int:
     usual = tuple(given) == spec.shape[1:] and min(given, default=0) >= 0 and facts.batch_axis
     if n_items < 1 or not (usual or item_fits(facts, spec, given)):
         raise WrongTensor(f"input {spec.name!r} has shape {shape}; expected {shape_text(facts, spec)}")
-    if n_items > facts.capacity:  # here, as items without elements cost no bytes
+    if 0 in given and n_items > facts.capacity:  # items without elements, of which no count of values or bytes tells
         raise WrongTensor(f"input {spec.name!r} has shape {shape}; expected at most {facts.capacity} items")
     return n_items
 

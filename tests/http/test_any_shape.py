@@ -126,7 +126,7 @@ def test_raw_rows_of_unequal_size_are_refused_with_what_to_do(any_http: httpx.Cl
         ([2, 4], ["6 values", "8", "[2, 4]"]),
         ([1, 2**62], ["batching.max_row_bytes"]),
         ([1, 2**64], ["batching.max_row_bytes"]),
-        ([2**62, 6], ["at most", "items"]),
+        ([2**62, 6], ["6 values"]),
         ([1, 300_000], ["1200000 bytes", "1048576", "batching.max_row_bytes"]),
     ],
 )
