@@ -11,16 +11,18 @@ the schedule policy extension.
 Sources: the protocol's REST specification and Triton's binary tensor data and schedule policy extensions.
 """
 
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from models.manifest import TensorSpec
-from service.batching.arena import RowBytes, ShapedRow
+from service.batching.arena import Rows
 from service.batching.claim import DEFAULT_PRIORITY, LOWEST_PRIORITY, Claim, ServedModel
 from service.errors import MalformedRequest, WrongTensor
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
+from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import (
     flat_values,
     joined,
@@ -41,9 +43,6 @@ from service.frontend.tensors import (
 HEADER_LENGTH = b"inference-header-content-length"
 _MOST_DIGITS = 18  # of any length there is; Python refuses to read numbers of thousands of digits
 _LONGEST_TIMEOUT_US = 2**53  # what every JSON library reads exactly
-
-
-Rows = RowBytes | list[ShapedRow]
 
 
 class InferInput(Struct):
@@ -117,14 +116,6 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
     )
 
 
-def write(parsed: Parsed, claim: Claim) -> None:
-    for name, rows in parsed.rows.items():
-        if isinstance(rows, list):
-            claim.write_shaped(name, rows)
-        else:
-            claim.write(name, rows)
-
-
 def encode(parsed: Parsed, claim: Claim) -> Answer:
     facts = claim.model.facts
     outputs: list[dict[str, Any]] = []
@@ -153,15 +144,13 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     return Answer(b"".join([head, *blobs]), BINARY, headers=[(HEADER_LENGTH, b"%d" % len(head))])
 
 
-async def infer(model: ServedModel, request: Request, body: bytes, deadline: int) -> Answer:
+def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) -> Prepared:
+    """Raises ServiceError."""
     parsed = parse(model, request.headers, body)
-    with model.claim(parsed.n_items) as claim:
-        write(parsed, claim)
-        request.decoded()
-        if parsed.timeout_us:
-            deadline = min(deadline, request.received_at + parsed.timeout_us * 1000)
-        request.timings = await claim.run(deadline, parsed.priority)
-        return encode(parsed, claim)
+    if parsed.timeout_us:
+        deadline = min(deadline, request.received_at + parsed.timeout_us * 1000)
+    claim = claim_rows(model, parsed.n_items, parsed.rows)
+    return Prepared(claim, deadline, partial(encode, parsed), parsed.priority)
 
 
 def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
