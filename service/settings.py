@@ -190,6 +190,20 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
         _file.reset(token)
 
 
+# What `tune` decides for a model; given by hand from any source, it is left alone.
+_TUNED = (
+    ("engine", "instances"),
+    ("engine", "threads"),
+    ("batching", "max_batch_size"),
+    ("batching", "max_queue_delay_us"),
+)
+
+
+def settings_by_hand(settings: Settings) -> tuple[str, ...]:
+    """Those of the settings that `tune` decides which some source gives, were it the default: "engine.threads"."""
+    return tuple(f"{section}.{name}" for section, name in _TUNED if name in getattr(settings, section).model_fields_set)
+
+
 def walk(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Every knob: its path and its field."""
     for name, info in model.model_fields.items():

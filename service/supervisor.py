@@ -32,7 +32,7 @@ from service.frontend.app import Frontend
 from service.frontend.protocol import Protocol
 from service.log import configure_logging
 from service.metrics import RequestMetrics
-from service.settings import Settings
+from service.settings import Settings, settings_by_hand
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def model_settings(settings: Settings) -> ModelSettings:
         instances=settings.engine.instances,
         threads=settings.engine.threads,
         tune_budget_s=settings.engine.tune_budget_s,
+        by_hand=settings_by_hand(settings),
     )
 
 

@@ -246,7 +246,8 @@ class Engine:
         """Take the version in, and give every frontend its share of the slots."""
         with self._mutex:
             index = len(self._models)
-            limits = Limits(loaded.setup.max_batch_size, self._max_queue_delay_us)
+            delay_us = loaded.max_queue_delay_us
+            limits = Limits(loaded.setup.max_batch_size, self._max_queue_delay_us if delay_us is None else delay_us)
             self._models[index] = _Model(index, limits, list(loaded.setup.instances))
         share = loaded.facts.capacity // self._n_frontends
         for frontend in range(self._n_frontends):

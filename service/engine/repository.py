@@ -7,6 +7,7 @@ the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is ser
 Whatever goes wrong is an UnservableModel with the reason; one bad version never keeps the others from serving.
 """
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from models.manifest import (
     TensorSpec,
     Tolerance,
     check_files,
+    digest_file,
     read_golden,
     read_manifest,
 )
@@ -36,7 +38,10 @@ from service.batching.arena import create_arena, row_bytes
 from service.batching.link import ModelFacts
 from service.engine.instance import Instance
 from service.engine.session import Device, RunFailed, Session, UnservableModel
-from service.engine.tune import Setup, choose_setup
+from service.engine.tune import Setup, choose_setup, take_setup
+from service.engine.tuned import TUNING_FILE, Knobs, TuningError, choose_entry, look_at_machine, read_tuning
+
+log = logging.getLogger(__name__)
 
 _ARENA_BYTES = 1 << 30  # virtual: a page costs memory once it is written
 _MIN_CAPACITY = 16
@@ -44,7 +49,10 @@ _MIN_CAPACITY = 16
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How versions are loaded, for all models alike. None: find out by measuring."""
+    """How versions are loaded, for all models alike. None: find out by measuring.
+
+    by_hand   names of the settings that were given and that `tuning.json` would decide; any of them puts it aside
+    """
 
     device: Device
     cores: int
@@ -53,6 +61,7 @@ class ModelSettings:
     instances: int | None
     threads: int | None
     tune_budget_s: float
+    by_hand: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,17 @@ class FoundVersion:
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """Ready to serve: loaded, warm, its golden rows replayed. `arena_fd` is the owner's to close."""
+    """Ready to serve: loaded, warm, its golden rows replayed. `arena_fd` is the owner's to close.
+
+    max_queue_delay_us   this version's own, by `tuning.json`; None: the setting's
+    """
 
     facts: ModelFacts
     arena_fd: int
     setup: Setup
     golden_rows: int
     seconds: float
+    max_queue_delay_us: int | None = None
 
 
 def find_versions(repository: Path) -> list[FoundVersion]:
@@ -102,16 +115,20 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
         _check_golden(first, golden)
     capacity = arena_capacity(first.inputs + first.outputs, settings)
     arena_fd, arena = create_arena(first.inputs, first.outputs, capacity)
-    max_batch_size = min(settings.max_batch_size, capacity)
+    tuned = _tuned(found, settings)
+    max_batch_size = min(tuned.max_batch_size if tuned else settings.max_batch_size, capacity)
     spare = [first] if (settings.threads or 1) == 1 else []
 
     def make(threads: int) -> Instance:
         session = spare.pop() if spare and threads == 1 else Session(model, settings.device, threads)
         return Instance(session, arena, max_batch_size)
 
-    fixed = _fixed_setup(settings)
     try:
-        setup = choose_setup(make, settings.cores, max_batch_size, fixed, settings.tune_budget_s)
+        if tuned:
+            setup = take_setup(make, tuned.instances, tuned.threads, max_batch_size, settings.tune_budget_s)
+        else:
+            fixed = _fixed_setup(settings)
+            setup = choose_setup(make, settings.cores, max_batch_size, fixed, settings.tune_budget_s)
         for instance in setup.instances:
             if golden is not None and manifest is not None:
                 replay(instance.session, golden, manifest.tolerance)
@@ -138,6 +155,7 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
         setup=setup,
         golden_rows=_row_count(golden) if golden else 0,
         seconds=time.monotonic() - begun,
+        max_queue_delay_us=tuned.max_queue_delay_us if tuned else None,
     )
 
 
@@ -211,6 +229,23 @@ def _check_golden(session: Session, golden: Golden) -> None:
         expected = {spec.name: (str(NUMPY_OF[spec.datatype]), spec.shape[1:]) for spec in specs}
         if found != expected:
             raise UnservableModel(f"{GOLDEN_FILE}: {side} are {found}; expected {expected}")
+
+
+def _tuned(found: FoundVersion, settings: ModelSettings) -> Knobs | None:
+    """What `tune` chose for this file on this machine, where it did and the settings leave it the choice."""
+    folder = found.path.parent
+    if not (folder / TUNING_FILE).exists():
+        return None
+    try:
+        tuning = read_tuning(folder)
+    except TuningError as error:
+        log.warning("%s; the set-up is chosen by measuring", error)
+        return None
+    machine = look_at_machine(settings.device, settings.cores)
+    tuned = choose_entry(tuning, digest_file(found.path / MODEL_FILE).sha256, machine, settings.by_hand)
+    if tuned.why:
+        log.info("model %s version %s: %s", found.name, found.version, tuned.why)
+    return tuned.knobs
 
 
 def _fixed_setup(settings: ModelSettings) -> tuple[int, int] | None:
