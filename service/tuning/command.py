@@ -66,7 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         flags = ["--repository", str(options.repository), *flags]
     settings = read_settings(flags, "serve")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     try:
         return _tune(options, settings, flags)
     except (_Refused, TrialError, SetupFailed) as error:

@@ -64,7 +64,7 @@ def table(outcome: Outcome, slo_p99_ms: float) -> str:
 
 def terminal_plot(outcome: Outcome, slo_p99_ms: float) -> str:
     """The points as characters: `.` measured, `o` on the front, `*` the choice; `-` the limit."""
-    summaries = summarise(outcome.evidence)
+    summaries = _points(outcome)
     if not summaries:
         return ""
     axes = axes_for(summaries, slo_p99_ms)
@@ -90,7 +90,7 @@ def terminal_plot(outcome: Outcome, slo_p99_ms: float) -> str:
 
 def svg_plot(outcome: Outcome, slo_p99_ms: float, title: str, subtitle: str) -> str:
     """A picture that stands alone; every point says its set-up when pointed at."""
-    summaries = summarise(outcome.evidence)
+    summaries = _points(outcome)
     axes = axes_for(summaries, slo_p99_ms)
     front = pareto_front(summaries)
     parts = [
@@ -123,6 +123,12 @@ def describe(summary: Summary) -> str:
         f"delay {knobs.max_queue_delay_us} µs, {summary.clients} clients: "
         f"{summary.throughput:,.{_digits(summary.throughput)}f} requests/s, p99 {summary.p99_ms:.2f} ms"
     )
+
+
+def _points(outcome: Outcome) -> list[Summary]:
+    """Every pair of set-up and clients, by its repeats alone where it has some."""
+    repeated = {(each.knobs, each.clients) for each in outcome.evidence if each.repeat}
+    return summarise(each for each in outcome.evidence if each.repeat or (each.knobs, each.clients) not in repeated)
 
 
 def _told(outcome: Outcome) -> list[Summary]:

@@ -3,7 +3,8 @@
     1  what `serve` chose by itself, from one client up, until p99 passes the limit or throughput stops growing
     2  one knob after another, from the best set-up so far: instances x threads, then the batch, doubled and halved,
        then the delay; twice round, or until SEARCH_SHARE of the time is gone. Each with the clients that were best for
-       the best, then up or down from there: a set-up that is slower there is left at once
+       the best, then up or down from there: a set-up that is slower there is left at once. Before each knob the best
+       is measured again: it must not stand on luck, nor the others fall because the machine is slower by now
     3  the finalists and the default again, in turn, round after round, for the rest of the time
 
 Only step 3 decides: who was best among many in one measurement each was also lucky. Score of a set-up: the highest
@@ -148,7 +149,7 @@ def clearly_better(new: Summary, old: Summary) -> bool:
 
 @dataclass
 class _Search:
-    """`evidence` is everything measured, in order; `_best` what is best so far, by one measurement each."""
+    """`evidence` is everything measured, in order; `_best` what is best so far, by its latest measurement."""
 
     measure: Measure
     slo_p99_ms: float
@@ -178,10 +179,9 @@ class _Search:
     def turn_knobs(self, default: Knobs, space: Space) -> None:
         for _ in range(_ROUNDS):
             before = self._centre(default)
-            self._turn_pairs(default, space)
-            self._turn_batch(default, space)
-            for delay in space.delays_us:
-                self._try(replace(self._centre(default), max_queue_delay_us=delay))
+            for turn in (self._turn_pairs, self._turn_batch, self._turn_delay):
+                self._refresh()
+                turn(default, space)
             if self._over() or self._centre(default) == before:
                 return
 
@@ -231,6 +231,25 @@ class _Search:
                 self._try(replace(self._centre(default), max_batch_size=int(size)))
                 missed = 0 if self._best is not before else missed + 1
                 size *= step
+
+    def _turn_delay(self, default: Knobs, space: Space) -> None:
+        for delay in space.delays_us:
+            self._try(replace(self._centre(default), max_queue_delay_us=delay))
+
+    def _refresh(self) -> None:
+        """Measure the best again, with fewer clients where it misses the limit by now."""
+        if (best := self._best) is None:
+            return
+        for clients in CLIENTS[CLIENTS.index(best.clients) :: -1]:
+            if self._over():
+                return
+            try:
+                found = self._once(best.knobs, clients)
+            except SetupFailed:
+                continue
+            if self._keeps(found):
+                self._best = found
+                return
 
     def _try(self, knobs: Knobs) -> None:
         """Measure a set-up near the clients that are best so far, and remember it if it is better there."""

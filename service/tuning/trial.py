@@ -3,8 +3,8 @@
     one model in a temporary repository ─► python -m service serve --port 0 KNOBS ◄─► python -m service.tuning.load
 
 The server of a set-up runs until another is asked for. Server and client are processes of their own, in sessions of
-their own, so that Ctrl-C in the terminal reaches only us; `Trials` ends them whatever happens, and the client ends by
-itself when our end of its pipe closes.
+their own, so that Ctrl-C in the terminal reaches only us; `Trials` ends them whatever happens. A signal that comes
+while one is being started or ended is held back until it is known, or gone.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
@@ -80,12 +80,10 @@ class Trials:
         return self
 
     def __exit__(self, *_: tuple[type[BaseException], BaseException, TracebackType] | None) -> None:
-        try:
-            self._stop_server()
+        with _signals_held_back(), self._closing:
             if self._client is not None:
-                _end(self._client, signal.SIGKILL)
-        finally:
-            self._closing.close()
+                _end(self._client, signal.SIGKILL)  # first: a server drains until its clients are gone
+            self._stop_server()
 
     def look(self) -> Own:
         """Start a server without knobs and ask what it chose. Raises TrialError with the reason of a refusal."""
@@ -98,13 +96,14 @@ class Trials:
         requests = prepare_requests(self._version, own.inputs)
         path = self._folder / "requests"
         path.write_bytes(msgspec.msgpack.encode(requests))
-        self._client = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "service.tuning.load", str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with _signals_held_back():
+            self._client = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "service.tuning.load", str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
         return own
 
     def measure(self, knobs: Knobs, clients: int, repeat: int = 0) -> Measurement:
@@ -136,23 +135,21 @@ class Trials:
         assert self._client is not None, "bug: measured before look()"
         assert self._client.stdin is not None
         assert self._client.stdout is not None
-        alarm = threading.Timer(stage.warm_s + LONGEST * stage.seconds + _ANSWER_S, self._client.kill)
-        alarm.start()
         try:
-            self._client.stdin.write(msgspec.json.encode(stage).decode() + "\n")
-            self._client.stdin.flush()
-            line = self._client.stdout.readline()
+            with _killed_after(self._client, stage.warm_s + LONGEST * stage.seconds + _ANSWER_S):
+                self._client.stdin.write(msgspec.json.encode(stage).decode() + "\n")
+                self._client.stdin.flush()
+                line = self._client.stdout.readline()
         except BrokenPipeError as error:
             raise TrialError("the client ended") from error
-        finally:
-            alarm.cancel()
         if not line:
             raise TrialError("the client ended")
         return msgspec.json.decode(line, type=Seen)
 
     def _start_server(self, knobs: Sequence[str]) -> None:
         self._stop_server()
-        self._server = Server(self._folder, [*self._flags, *knobs])
+        with _signals_held_back():
+            self._server = Server(self._folder, [*self._flags, *knobs])
         self._server.wait_until_ready(self._version)
 
     def _stop_server(self) -> None:
@@ -179,12 +176,8 @@ class Server:
     def wait_until_ready(self, version: FoundVersion) -> None:
         """Raises TrialError: it ended, or it refused the model."""
         assert self._process.stdout is not None
-        alarm = threading.Timer(_START_S, self._process.kill)
-        alarm.start()
-        try:
+        with _killed_after(self._process, _START_S):
             first = self._process.stdout.readline()  # printed once everything is loaded, or refused
-        finally:
-            alarm.cancel()
         if "http://" not in first:
             raise TrialError(f"the server did not start:\n{self._tail() or f'not ready within {_START_S:g} s'}")
         self.port = int(first.strip().rpartition(":")[2])
@@ -283,6 +276,35 @@ def _reason(error: urllib.error.HTTPError) -> str:
         return str(json.loads(error.read())["error"])
     except (ValueError, KeyError):
         return f"answered {error.code}"
+
+
+@contextlib.contextmanager
+def _killed_after(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
+    """So that reading from it ends."""
+    alarm = threading.Timer(seconds, process.kill)
+    alarm.daemon = True  # an interrupt may come before it can be cancelled
+    try:
+        alarm.start()
+        yield
+    finally:
+        alarm.cancel()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals that would raise are noted, and raise KeyboardInterrupt afterwards. Only in the main thread."""
+    noted: list[int] = []
+    raising = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    raising = {number: action for number, action in raising.items() if callable(action)}
+    for number in raising:
+        signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield
+    finally:
+        for number, action in raising.items():
+            signal.signal(number, action)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _end(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
