@@ -76,7 +76,12 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
 
     max_batch_size: Annotated[
         int,
-        Field(ge=1, le=1024, description="Most items one run executes; less when measuring shows that less is enough."),
+        Field(
+            ge=1,
+            le=1024,
+            description="Most items one run executes; less when measuring shows that less is enough, which it does not "
+            "look for where instances and threads are given and `engine.tune_budget_s` is 0.",
+        ),
     ] = 64
     max_queue_delay_us: Annotated[
         int,
@@ -92,7 +97,7 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
 
 
 class Engine(BaseModel, frozen=True, extra="forbid"):
-    """What runs the models. Everything left out is chosen by measuring at load."""
+    """What runs the models. What is left out comes from `tuning.json`, or is chosen by measuring at load."""
 
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
