@@ -9,6 +9,7 @@ carries says why not. A file that cannot be read costs a warning and nothing els
 Checked by tests/unit/test_tuned.py. Why remembered at all: docs/adr/0015.
 """
 
+import functools
 import json
 import os
 import platform
@@ -217,6 +218,7 @@ def _cpu_name() -> str:
     return " ".join([platform.machine(), *(fields[key] for key in ("CPU implementer", "CPU part") if key in fields)])
 
 
+@functools.cache  # the tool may take seconds, and every model asks
 def _gpu_name() -> str:
     """The first device's, from the driver's own tool."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

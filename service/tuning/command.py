@@ -62,9 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     """The exit status. Raises SettingsError."""
     own, flags = _split(arguments)
     options = _parser().parse_args(own)
-    if options.repository is not None:
-        flags = ["--repository", str(options.repository), *flags]
-    settings = read_settings(flags, "serve")
+    repository = [] if options.repository is None else ["--repository", str(options.repository)]
+    settings = read_settings([*repository, *flags], "serve")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)

@@ -165,8 +165,9 @@ class Server:
         self.port = 0
         self._log = (folder / "log").open("w+b")
         command = [sys.executable, "-m", "service", "serve", *flags, "--repository", str(folder / "models")]
+        command += ["--host", "127.0.0.1", "--port", "0", "--server.drain-delay-s", "0"]
         self._process = subprocess.Popen(  # noqa: S603
-            [*command, "--host", "127.0.0.1", "--port", "0"],
+            command,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
@@ -185,6 +186,8 @@ class Server:
             self._get(f"/v2/models/{urllib.parse.quote(version.name)}/ready")
         except urllib.error.HTTPError as error:
             raise TrialError(f"model {version.name} version {version.version}: {_reason(error)}") from error
+        except OSError as error:
+            raise TrialError(f"the server ended as soon as it was ready:\n{self._tail()}") from error
 
     def describe(self, name: str) -> dict[str, Any]:  # Any: a JSON object
         """The model's metadata."""
