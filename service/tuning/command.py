@@ -38,6 +38,7 @@ from service.tuning.search import Outcome, SetupFailed, search, space_for
 from service.tuning.trial import TrialError, Trials
 
 _BUSY = 0.3  # load average for each core from which numbers are not worth much
+_NOISY = 0.1  # spread of repeated runs from which a search is worth doing again
 _LARGEST_BATCH = 256
 _SHORTEST_S, _LONGEST_S = 0.2, 1.5  # of one measurement
 _MEASUREMENTS = 80  # at that length, with their servers' starts, what a budget holds
@@ -95,6 +96,11 @@ def _tune(options: argparse.Namespace, settings: Settings, flags: Sequence[str])
         print(f"No set-up keeps p99 within {limit:g} ms; {closest}. Nothing was written.", file=sys.stderr)
         return 3
     print(f"choice   {report.describe(outcome.choice)}\n         {outcome.verdict}")
+    if outcome.noise is not None and outcome.noise > _NOISY:
+        print(
+            f"noise    runs of one set-up differ by up to {100 * outcome.noise:.0f} %; less than that was not told "
+            "apart: search again on a quieter machine"
+        )
     print(f"flags    {shlex.join(outcome.choice.knobs.flags())}")
     if options.dry_run:
         return 0

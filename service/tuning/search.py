@@ -9,7 +9,8 @@
 
 Only step 3 decides: who was best among many in one measurement each was also lucky. Score of a set-up: the highest
 median throughput whose median p99 keeps the limit and whose requests were all answered. The default stays unless
-another is clearly better: each of its runs faster than each of the default's, and the median by CLEARLY_BETTER.
+another is clearly better: each of its runs faster than each of the default's, the median by CLEAR_GAIN and by more
+than the runs of one differ.
 Checked by tests/unit/test_search.py.
 """
 
@@ -26,8 +27,9 @@ from service.engine.tuned import Knobs, Measurement, Summary
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SEARCH_SHARE = 0.6
 GROWS = 1.03  # less from twice the clients is no growth
-CLEARLY_BETTER = 1.03
-CLEARLY_BETTER_ONCE = 1.1  # without repeats
+CLEAR_GAIN = 0.03
+CLEAR_GAIN_ONCE = 0.25  # where nothing is known of the noise
+LEAST_CLIMB = 16  # clients up to which a climb does not stop for want of growth: a moment's noise looks like that
 FINALISTS = 3
 MOST_REPEATS = 5
 _ROUNDS = 2
@@ -51,13 +53,17 @@ class Space:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`choice` is None where nothing keeps the limit; `closest` is then what missed it by least."""
+    """`choice` is None where nothing keeps the limit; `closest` is then what missed it by least.
+
+    noise   the widest spread of a set-up's repeated throughputs over their median; None where nothing was repeated
+    """
 
     choice: Summary | None
     default: Knobs
     default_summary: Summary | None
     closest: Summary | None
     verdict: str
+    noise: float | None
     evidence: tuple[Measurement, ...]
 
 
@@ -124,9 +130,10 @@ def decide(default: Knobs, evidence: Sequence[Measurement], repeats: int, slo_p9
     scores = best_within(_often_enough(summarise(judged), repeats), slo_p99_ms)
     ours = scores.get(default)
     best = max(scores.values(), key=lambda summary: summary.throughput, default=None)
+    noise = max((_spread(each) for each in scores.values() if each.runs > 1), default=None)
     closest = min(summarise(evidence), key=lambda summary: summary.p99_ms, default=None)
     if best is None:
-        return Outcome(None, default, None, closest, "no set-up keeps the limit", tuple(evidence))
+        return Outcome(None, default, None, closest, "no set-up keeps the limit", noise, tuple(evidence))
     if best.knobs == default:
         verdict = "what serve chooses by itself is kept: nothing was faster"
     elif ours is None:
@@ -139,13 +146,17 @@ def decide(default: Knobs, evidence: Sequence[Measurement], repeats: int, slo_p9
             "which is not clear of the noise"
         )
         best = ours
-    return Outcome(best, default, ours, closest, verdict, tuple(evidence))
+    return Outcome(best, default, ours, closest, verdict, noise, tuple(evidence))
 
 
 def clearly_better(new: Summary, old: Summary) -> bool:
-    if min(new.runs, old.runs) == 1:
-        return new.throughput >= CLEARLY_BETTER_ONCE * old.throughput
-    return new.lowest > old.highest and new.throughput >= CLEARLY_BETTER * old.throughput
+    """Two runs of each say little about the noise, so twice of what they say is asked for."""
+    gain = new.throughput / old.throughput - 1
+    runs = min(new.runs, old.runs)
+    if runs == 1:
+        return gain >= CLEAR_GAIN_ONCE
+    noise = max(_spread(new), _spread(old))
+    return new.lowest > old.highest and gain >= max(CLEAR_GAIN, noise if runs > 2 else 2 * noise)
 
 
 @dataclass
@@ -174,7 +185,7 @@ class _Search:
                 break
             stalled = 0 if found.throughput > GROWS * top else stalled + 1
             top = max(top, found.throughput)
-            if not self._keeps(found) or stalled == 2 or self._over():
+            if not self._keeps(found) or (stalled >= 2 and clients >= LEAST_CLIMB) or self._over():
                 break
 
     def turn_knobs(self, default: Knobs, space: Space) -> None:
@@ -197,30 +208,34 @@ class _Search:
 
     def repeat(self, finalists: list[Summary], default: Knobs, until: float) -> int:
         """Measure each again at its best clients, or fewer where it misses the limit; rounds done."""
+        levels = {finalist.knobs: CLIENTS.index(finalist.clients) for finalist in finalists}
         rounds = 0
         round_s = 0.0
         while rounds < MOST_REPEATS and (not rounds or self.clock() + round_s <= until):
             round_at = self.clock()
             # Forwards, then backwards: a machine that warms up or slows down favours nobody.
-            for finalist in finalists[:: 1 if rounds % 2 == 0 else -1]:
+            for knobs in list(levels)[:: 1 if rounds % 2 == 0 else -1]:
                 try:
-                    self._repeat_one(finalist, rounds + 1)
+                    levels[knobs] = self._repeat_one(knobs, levels[knobs], rounds + 1)
                 except SetupFailed:
-                    if finalist.knobs == default:
+                    if knobs == default:
                         raise
             rounds += 1
             round_s = self.clock() - round_at
         return rounds
 
-    def _repeat_one(self, finalist: Summary, repeat: int) -> None:
-        at = CLIENTS.index(finalist.clients)
-        found = self._once(finalist.knobs, CLIENTS[at], repeat)
-        if 2 * found.p99_ms <= self.slo_p99_ms and at + 1 < len(CLIENTS):
+    def _repeat_one(self, knobs: Knobs, level: int, repeat: int) -> int:
+        """The level to start from in the next round: where CLIENTS[level + 1] proved better, that."""
+        found = self._once(knobs, CLIENTS[level], repeat)
+        if repeat == 1 and 2 * found.p99_ms <= self.slo_p99_ms and level + 1 < len(CLIENTS):
             with suppress(SetupFailed):  # p99 of a closed loop grows with its clients: there is room for twice as many
-                self._once(finalist.knobs, CLIENTS[at + 1], repeat)
+                more = self._once(knobs, CLIENTS[level + 1], repeat)
+                return level + 1 if self._keeps(more) and more.throughput > GROWS * found.throughput else level
+        at = level
         while not self._keeps(found) and at:
             at -= 1
-            found = self._once(finalist.knobs, CLIENTS[at], repeat)
+            found = self._once(knobs, CLIENTS[at], repeat)
+        return level
 
     def _turn_pairs(self, default: Knobs, space: Space) -> None:
         for instances, threads in space.pairs:
@@ -331,6 +346,10 @@ def _summary(runs: Sequence[Measurement]) -> Summary:
 def _often_enough(summaries: Sequence[Summary], repeats: int) -> Iterator[Summary]:
     """Without those measured in less than half of the rounds: the fewer clients that were tried on a bad day."""
     return (summary for summary in summaries if 2 * summary.runs >= repeats)
+
+
+def _spread(summary: Summary) -> float:
+    return (summary.highest - summary.lowest) / summary.throughput
 
 
 def _gain(new: Summary, old: Summary) -> str:

@@ -125,7 +125,10 @@ def test_the_time_is_kept(budget_s: float) -> None:
 def test_nothing_is_searched_twice_and_finalists_take_turns() -> None:
     machine = Machine(hill)
     machine.search()
-    rounds = [[knobs for knobs, _, repeat in machine.asked if repeat == i] for i in range(1, MOST_REPEATS + 1)]
+    rounds = [
+        list(dict.fromkeys(knobs for knobs, _, repeat in machine.asked if repeat == i))
+        for i in range(1, MOST_REPEATS + 1)
+    ]
     assert len(rounds[0]) >= 3
     assert DEFAULT in rounds[0]
     assert all(sorted(map(str, each)) == sorted(map(str, rounds[0])) for each in rounds)
@@ -211,11 +214,14 @@ def test_a_set_up_is_scored_by_its_fastest_load_within_the_limit() -> None:
 @pytest.mark.parametrize(
     ("new", "old", "expected"),
     [
-        ((105, 110, 115, 3), (99, 100, 101, 3), True),
+        ((105, 112, 115, 3), (99, 100, 101, 3), True),
+        ((105, 108, 115, 3), (99, 100, 101, 3), False),  # its own runs differ by more than that
+        ((105, 110, 115, 2), (99, 100, 101, 2), False),  # two runs say little about the noise
+        ((109, 110, 111, 2), (99, 100, 101, 2), True),
         ((100, 110, 115, 3), (99, 100, 101, 3), False),  # one of its runs was no faster
         ((102, 102.5, 103, 3), (99, 100, 101, 3), False),  # faster each time, and not worth it
-        ((109, 109, 109, 1), (100, 100, 100, 1), False),
-        ((111, 111, 111, 1), (100, 100, 100, 1), True),
+        ((124, 124, 124, 1), (100, 100, 100, 1), False),
+        ((126, 126, 126, 1), (100, 100, 100, 1), True),
     ],
 )
 def test_clearly_better_is_beyond_noise(
@@ -236,6 +242,15 @@ def test_only_repeats_decide() -> None:
     outcome = decide(DEFAULT, evidence, 3, 20.0)
     assert outcome.choice is not None
     assert (outcome.choice.knobs, outcome.choice.throughput, outcome.choice.runs) == (DEFAULT, 3000, 3)
+    assert outcome.noise == 0
+
+
+def test_noise_is_the_widest_spread_of_a_set_up_measured_again() -> None:
+    other = replace(DEFAULT, max_batch_size=64)
+    runs = [(other, 900.0), (other, 1000.0), (other, 1050.0), (DEFAULT, 2000.0), (DEFAULT, 1600.0), (DEFAULT, 2400.0)]
+    evidence = [measurement(DEFAULT, 16, 9000, 5.0), *(measurement(knobs, 16, rate, 5.0, 1) for knobs, rate in runs)]
+    assert decide(DEFAULT, evidence, 3, 20.0).noise == pytest.approx(0.4)
+    assert decide(DEFAULT, evidence[:1], 0, 20.0).noise is None
 
 
 def summary(rate: float, p99: float) -> Summary:
