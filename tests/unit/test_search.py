@@ -118,8 +118,9 @@ def test_the_time_is_kept(budget_s: float) -> None:
     machine = Machine(hill)
     outcome = machine.search(budget_s)
     assert outcome.choice is not None
-    one_round = 4 * SECONDS_EACH  # at least one, also where the time is over
-    assert machine.now <= budget_s + one_round
+    assert outcome.choice.runs >= 2
+    two_rounds = 2 * 5 * SECONDS_EACH  # also where the time is over
+    assert machine.now <= budget_s + two_rounds
 
 
 def test_nothing_is_searched_twice_and_finalists_take_turns() -> None:
@@ -220,8 +221,7 @@ def test_a_set_up_is_scored_by_its_fastest_load_within_the_limit() -> None:
         ((109, 110, 111, 2), (99, 100, 101, 2), True),
         ((100, 110, 115, 3), (99, 100, 101, 3), False),  # one of its runs was no faster
         ((102, 102.5, 103, 3), (99, 100, 101, 3), False),  # faster each time, and not worth it
-        ((124, 124, 124, 1), (100, 100, 100, 1), False),
-        ((126, 126, 126, 1), (100, 100, 100, 1), True),
+        ((300, 300, 300, 1), (99, 100, 101, 2), False),  # nothing is known of its noise
     ],
 )
 def test_clearly_better_is_beyond_noise(
