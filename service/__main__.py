@@ -1,6 +1,7 @@
 """python -m service serve     serve the model repository over HTTP
 python -m service check     load every model as `serve` would and say which would answer; exit 1 when one would not
-Flags: python -m service serve --help
+python -m service tune      find out under load how a model is best run within a latency, and remember it for `serve`
+Flags: python -m service serve --help, python -m service tune --help
 """
 
 import logging
@@ -9,7 +10,7 @@ import sys
 
 from service.settings import Settings, SettingsError, read_settings
 
-_COMMANDS = ("serve", "check")
+_COMMANDS = ("serve", "check", "tune")
 
 
 def main(arguments: list[str]) -> int:
@@ -18,12 +19,13 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments in (["-h"], ["--help"]) else 2
     command, *flags = arguments
     try:
+        if command == "tune":
+            return _tune(flags)
         settings = read_settings(flags, command)
+        return _serve(settings) if command == "serve" else _check(settings)
     except SettingsError as error:
         print(f"settings: {error}".replace("\n", "\nsettings: "), file=sys.stderr)
         return 2
-    try:
-        return _serve(settings) if command == "serve" else _check(settings)
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
@@ -39,6 +41,12 @@ def _serve(settings: Settings) -> int:
     except StartError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _tune(arguments: list[str]) -> int:
+    from service.tuning.command import main as tune
+
+    return tune(arguments)
 
 
 def _check(settings: Settings) -> int:

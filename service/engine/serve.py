@@ -9,7 +9,7 @@ from service.engine.loop import Engine
 from service.engine.repository import ModelSettings
 from service.engine.session import default_device
 from service.machine import available_cores
-from service.settings import Settings
+from service.settings import Settings, settings_by_hand
 
 
 def model_settings(settings: Settings) -> ModelSettings:
@@ -22,6 +22,7 @@ def model_settings(settings: Settings) -> ModelSettings:
         instances=settings.engine.instances,
         threads=settings.engine.threads,
         tune_budget_s=settings.engine.tune_budget_s,
+        by_hand=settings_by_hand(settings),
     )
 
 

@@ -45,7 +45,12 @@ class Setup:
 def choose_setup(
     make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None, budget_s: float
 ) -> Setup:
-    """The fastest way to use `cores`, found in about `budget_s`; `fixed` (instances, threads) leaves only the batch."""
+    """The fastest way to use `cores`, found in about `budget_s`; `fixed` (instances, threads) leaves only the batch.
+
+    With `fixed` and no budget there is nothing left to choose: `largest_batch` is taken as it is.
+    """
+    if fixed and not budget_s:
+        return take_setup(make, *fixed, largest_batch, budget_s)
     give_up_at = time.monotonic() + budget_s
     probe = min(_PROBE_BATCH, largest_batch)
     best: tuple[float, int, list[Instance]] | None = None
@@ -63,6 +68,12 @@ def choose_setup(
         if size not in rates and time.monotonic() < give_up_at:
             rates[size] = measure(instances, size, give_up_at)
     return Setup(instances, threads, smallest_good(rates, len(instances)), dict(sorted(rates.items())))
+
+
+def take_setup(make: MakeInstance, n_instances: int, threads: int, batch: int, budget_s: float) -> Setup:
+    """What somebody else chose, with its rate at that batch for the log."""
+    instances = [make(threads) for _ in range(n_instances)]
+    return Setup(instances, threads, batch, {batch: measure(instances, batch, time.monotonic() + budget_s)})
 
 
 def unmeasured_setup(make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None) -> Setup:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from service.engine import tune
-from service.engine.tune import batch_sizes, candidates, choose_setup, smallest_good
+from service.engine.tune import batch_sizes, candidates, choose_setup, smallest_good, take_setup
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,21 @@ def test_without_a_budget_one_probe_is_enough() -> None:
     setup = choose_setup(Counting, cores=2, largest_batch=64, fixed=None, budget_s=0)
     assert setup.max_batch_size == tune._PROBE_BATCH
     assert len(runs) == 1
+
+
+def test_without_a_budget_a_fixed_setup_takes_the_batch_as_it_is() -> None:
+    setup = choose_setup(FakeInstance, cores=2, largest_batch=48, fixed=(3, 2), budget_s=0)
+    assert (len(setup.instances), setup.threads, setup.max_batch_size) == (3, 2, 48)
+    assert list(setup.rates) == [48]
+
+
+def test_a_setup_taken_from_elsewhere_is_measured_at_its_batch_only() -> None:
+    runs = set()
+
+    class Counting(FakeInstance):
+        def run(self, slots: range) -> None:
+            runs.add(len(slots))
+
+    setup = take_setup(Counting, 2, 1, 16, budget_s=1.0)
+    assert (len(setup.instances), setup.max_batch_size, runs) == (2, 16, {16})
+    assert setup.rates[16] > 0
