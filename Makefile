@@ -7,6 +7,9 @@ URL ?= http://localhost:$(PORT)
 USERS ?= 32
 SECONDS ?= 15
 EXTRA ?= cpu
+NAME ?= serving
+# The servers that ours is measured beside; each has its packages in loadtests/peers/<name>.txt.
+PEERS := mosec fastapi
 # The environment files of this Makefile: a target that depends on one installs what it needs, once.
 SERVE_READY := $(VENV)/.serve-$(EXTRA)
 TEST_READY := $(VENV)/.test-$(EXTRA)
@@ -14,7 +17,7 @@ LOAD_READY := $(VENV)/.load
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load bench docs clean
+.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,8 +55,10 @@ load: $(LOAD_READY) ## Load-test a running server with real images (URL=, USERS=
 	@$(BIN)/locust --locustfile loadtests/locustfile.py --headless --only-summary --loglevel ERROR --host $(URL) \
 	  --users $(USERS) --spawn-rate $(USERS) --run-time $(SECONDS)s
 
-bench: $(SERVE_READY) $(LOAD_READY) ## Requests/s and CPU per request beside bare onnxruntime (needs wrk)
-	$(BIN)/python -m loadtests.bench
+peers: $(PEERS:%=.peers/%/.ready) ## Install the servers that `make bench` compares ours with, each in its own environment
+
+bench: $(SERVE_READY) $(LOAD_READY) ## Requests/s and CPU per request beside peers and bare onnxruntime (needs wrk; NAME=)
+	$(BIN)/python -m loadtests.bench --name $(NAME)
 
 docs: $(TEST_READY) ## Write docs/configuration.md from the settings
 	$(BIN)/python -m service.settings_page > docs/configuration.md
@@ -61,7 +66,7 @@ docs: $(TEST_READY) ## Write docs/configuration.md from the settings
 setup: $(TEST_READY) ## Install everything for development
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -79,3 +84,8 @@ $(LOAD_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 $(TEST_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[$(EXTRA),train,loadtests,dev]'
 	@touch $@ $(SERVE_READY) $(LOAD_READY)
+
+.peers/%/.ready: loadtests/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@

@@ -1,64 +1,74 @@
-"""Before anything is measured: are the server's answers those of bare onnxruntime on the same file?
+"""Before anything is measured: are a server's answers those of bare onnxruntime on the same file?
 
 The rows are sent sixteen at a time, so that they meet in batches: a row that gets its neighbour's answer is found.
 """
 
-import json
-import urllib.error
-import urllib.request
+import http.client
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loadtests import bare
+from loadtests.bare import Array
 from loadtests.server import BenchError
-from models.manifest import MANIFEST_FILE, Classification, read_manifest
+from loadtests.sides import CONTENT_TYPE, Side
 
 ANSWERS = 50
 ABSOLUTE, RELATIVE = 1e-4, 1e-3  # batches of other sizes run other kernels; a wrong row differs by far more
 _AT_ONCE = 16
+_ANSWER_S = 30.0
 
 
-def check(url: str, model: Path, rows: bare.Array) -> int:
-    """How many answers of `url` (/predict) were compared. Raises BenchError at the first that differs."""
-    rows = rows[:ANSWERS]
-    expected = bare.answers(model, rows)
-    version_dir = model.parent
-    manifest = read_manifest(version_dir) if (version_dir / MANIFEST_FILE).is_file() else None
-    classification = manifest.classification if manifest else None
+def check(side: Side, port: int, rows: Array, expected: Mapping[str, Array]) -> int:
+    """How many answers were compared. Raises BenchError at the first that differs from `expected`, output by output."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answered = list(pool.map(lambda row: _ask(f"{url}?top_k=100000", row.tobytes()), rows))
-    for i, prediction in enumerate(answered):
-        if fault := disagreement(prediction, {name: array[i] for name, array in expected.items()}, classification):
+        answers = list(pool.map(lambda row: _ask(side, port, row), rows[:ANSWERS]))
+    for i, (status, answer) in enumerate(answers):
+        if status != 200:
+            raise BenchError(f"answer {i} has status {status}: {answer[:300].decode(errors='replace')}")
+        if fault := disagreement(side, answer, _row(expected, i)):
             raise BenchError(f"answer {i} is not bare onnxruntime's: {fault}")
-    return len(rows)
+    return len(answers)
 
 
-def disagreement(
-    prediction: dict[str, Any],  # Any: a JSON object
-    expected: dict[str, bare.Array],
-    classification: Classification | None,
-) -> str | None:
-    """What differs between one item of a /predict answer and the outputs for that row, if anything."""
-    if classification is not None:
-        probability = {entry["label"]: entry["probability"] for entry in prediction["top"]}
-        given = {classification.output: [probability[label] for label in classification.labels]}
-    else:
-        given = prediction
+def answers_rightly(side: Side, port: int, row: Array, expected: Mapping[str, Array]) -> bool:
+    """Whether it answers at all yet. Raises BenchError where it answers wrongly. `row` is the first."""
+    try:
+        status, answer = _ask(side, port, row)
+    except (OSError, http.client.HTTPException):
+        return False
+    if status != 200:
+        return False
+    if fault := disagreement(side, answer, _row(expected, 0)):
+        raise BenchError(f"the first answer is not bare onnxruntime's: {fault}")
+    return True
+
+
+def disagreement(side: Side, answer: bytes, expected: Mapping[str, Array]) -> str | None:
+    """What differs between an answer's outputs and the outputs for its row, if anything."""
+    try:
+        given = side.read(answer, expected)
+    except (ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error} in {answer[:200]!r}"
     for name, values in given.items():
-        difference = np.abs(np.asarray(values, np.float64).ravel() - expected[name].ravel())
-        if not (difference <= ABSOLUTE + RELATIVE * np.abs(expected[name].ravel())).all():
+        wanted = expected[name].astype(np.float64).ravel()
+        if values.shape != wanted.shape:
+            return f"{name} has {values.size} values; expected {wanted.size}"
+        difference = np.abs(values.astype(np.float64) - wanted)
+        if not (difference <= ABSOLUTE + RELATIVE * np.abs(wanted)).all():
             return f"{name} differs by up to {difference.max():.3g}"
     return None
 
 
-def _ask(url: str, body: bytes) -> dict[str, Any]:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/octet-stream"})
+def _row(expected: Mapping[str, Array], i: int) -> dict[str, Array]:
+    return {name: array[i] for name, array in expected.items()}
+
+
+def _ask(side: Side, port: int, row: Array) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
     try:
-        with urllib.request.urlopen(request) as response:
-            (prediction,) = json.load(response)["predictions"]
-    except urllib.error.HTTPError as error:
-        raise BenchError(f"{url}: {error.code}: {error.read().decode(errors='replace')}") from error
-    return dict(prediction)
+        connection.request("POST", side.checked_path, side.write(row), {"Content-Type": CONTENT_TYPE[side.body]})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()

@@ -7,13 +7,12 @@
     HTTP             wrk sends a row a request; the most that is answered a second, then p99 at 50 and 80 % of that
 
 Each is a process of its own, and one runs at a time. Load below the most is a closed loop of many connections that
-pause between requests; the share that was reached is written beside it. The record is
-loadtests/records/<date>_<name>/.
+pause between requests; the share that was reached is written beside it. The server's answers are compared with bare
+onnxruntime's on the CPU first. The record is loadtests/records/<date>_<name>/.
 """
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
-from loadtests import bare, record, wrk
-from loadtests.record import Machine, digits
-from loadtests.server import BenchError, running
-from models.manifest import MODEL_FILE, digest_file
+from loadtests import bare, machine, record, wrk
+from loadtests.bench import published
+from loadtests.check import check
+from loadtests.compare import WARM_CLIENTS, WARM_S, case_of, running_side
+from loadtests.machine import Machine
+from loadtests.server import BenchError
+from loadtests.sides import CONTENT_TYPE, sides
+from loadtests.tables import digits, percent, table
+from models.manifest import digest_file
 
 _RECORDS = Path(__file__).parent / "records"
 _CLIENTS = (1, 16, 64, 256)
@@ -77,20 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         record.require_new(folder)
         wrk.require_wrk()
-        machine = record.look_at_machine(bare.cores())
+        here = machine.look_at_machine(bare.cores())
         with tempfile.TemporaryDirectory() as temporary:
-            repository = _float_version(options.repository, options.model, Path(temporary))
-            rates, engine = _measure_rates(repository, options)
-            served = _measure_http(repository, options)
-            (onnx,) = repository.glob(f"*/*/{MODEL_FILE}")
+            # The newest version that has torch's weights, so that all run the same network.
+            onnx = published(options.repository, options.model, Path(temporary), holding="checkpoint.pt")
+            rates, engine = _measure_rates(onnx, options)
+            served = _measure_http(onnx, options)
             sha256 = digest_file(onnx).sha256
         result = GpuRecord(
             created_at=created_at.isoformat(timespec="seconds"),
             command=f"python -m loadtests.gpu_bench --model {options.model} --device {options.device} "
             f"--seconds {options.seconds:g} --largest {options.largest}",
-            commit=record.look_at_commit(),
-            machine=machine,
-            packages=record.look_at_packages(),
+            commit=machine.look_at_commit(),
+            machine=here,
+            packages=machine.look_at_packages(),
             device=options.device,
             gpu=_gpu(options.device),
             model=options.model,
@@ -102,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text(json.dumps(msgspec.to_builtins(result, str_keys=True), indent=1) + "\n")
-    (folder / "README.md").write_text(page(result))
+    record.write(folder, result, page(result))
     print(page(result))
     return 0
 
@@ -116,22 +117,22 @@ def page(result: GpuRecord) -> str:
     served = [
         [
             str(run.clients),
-            "most" if run.share is None else f"{run.share:.0%}",
-            "" if run.reached is None else f"{run.reached:.0%}",
+            "most" if run.share is None else percent(run.share),
+            "" if run.reached is None else percent(run.reached),
             *map(digits, (run.requests_per_s, run.p50_ms, run.p99_ms)),
             f"{run.failed:,}",
         ]
         for run in result.served
     ]
-    machine = result.machine
+    here = result.machine
     return (
         f"# {result.model} on {result.gpu}, {result.created_at[:10]}\n\n"
-        f"{machine.cpu}, {machine.cores} cores, load {machine.load_before:.2f} before the start. Python "
+        f"{here.cpu}, {here.cores} cores, load {here.load_before:.2f} before the start. Python "
         f"{result.packages['python']}, onnxruntime {result.packages['onnxruntime']}. Commit {result.commit}. "
         f"SHA-256 of the file {result.sha256}. To repeat:\n\n    {result.command}\n\n"
-        f"Items/s by batch size:\n\n{record.table(['batch', *names], rates)}\n"
+        f"Items/s by batch size:\n\n{table(['batch', *names], rates)}\n"
         f"Over HTTP, a row a request, wrk on the server's cores:\n\n"
-        + record.table(["clients", "load", "reached", "requests/s", "p50 ms", "p99 ms", "failed"], served)
+        + table(["clients", "load", "reached", "requests/s", "p50 ms", "p99 ms", "failed"], served)
     )
 
 
@@ -142,16 +143,15 @@ def _cell(rate: float | None) -> str:
 # ── rates ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _measure_rates(repository: Path, options: argparse.Namespace) -> tuple[dict[str, Rates], dict[str, Any]]:
+def _measure_rates(onnx: Path, options: argparse.Namespace) -> tuple[dict[str, Rates], dict[str, Any]]:
     rates: dict[str, Rates] = {}
     flags = _engine_flags(options)
-    command = ["-m", "service", "bench-engine", options.model, "--repository", str(repository), *flags]
+    command = ["-m", "service", "bench-engine", options.model, "--repository", str(onnx.parents[2]), *flags]
     engine, *lines = _json_lines(command)
     rates["engine"] = _by_batch(lines)
     if options.device != "cpu":
         _, *lines = _json_lines([*command, "--engine.cuda-graphs", "false"])
         rates["without graphs"] = _by_batch(lines)
-    (onnx,) = repository.glob(f"*/*/{MODEL_FILE}")
     bare_command = ["-m", "loadtests.gpu_bench", "--bare", str(onnx), "--device", options.device]
     rates["onnxruntime"] = _by_batch(_json_lines([*bare_command, *_sizes(options)]))
     torch_command = ["-m", "training", "rate", options.model, "--repository", str(options.repository)]
@@ -210,22 +210,26 @@ def _print_bare(onnx: Path, options: argparse.Namespace) -> int:
 # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _measure_http(repository: Path, options: argparse.Namespace) -> list[Served]:
-    (onnx,) = repository.glob(f"*/*/{MODEL_FILE}")
-    rows = bare.rows_for(onnx)
-    with running(repository, _engine_flags(options)) as server:
-        url = f"{server.url}/predict/{options.model}"
-        wrk.send(url, rows, 64, 1)  # warm
-        found = []
-        for clients in _CLIENTS:
-            server.settle(options.model)
-            found.append(_served(wrk.send(url, rows, clients, options.seconds), clients, None, None))
+def _measure_http(onnx: Path, options: argparse.Namespace) -> list[Served]:
+    (side,) = sides(onnx, "raw", bare.cores(), _engine_flags(options), peers=())
+    case = case_of(onnx)
+    bodies = [side.write(row) for row in case.rows]
+    with running_side(side, case) as server:
+        check(side, server.port, case.rows, case.expected)
+
+        def send(clients: int, seconds: float, think_ms: float | None = None) -> wrk.Load:
+            url = f"http://127.0.0.1:{server.port}{side.path}"
+            load = wrk.send(url, bodies, CONTENT_TYPE[side.body], clients, seconds, think_ms)
+            server.settle()
+            return load
+
+        send(WARM_CLIENTS, WARM_S)
+        found = [_served(send(clients, options.seconds), clients, None, None) for clients in _CLIENTS]
         most = max(found, key=lambda run: run.requests_per_s)
         for share in _SHARES:
-            server.settle(options.model)
             clients = max(_CLIENTS)
             think_ms = 1e3 * clients / (share * most.requests_per_s) - found[0].p50_ms
-            load = wrk.send(url, rows, clients, options.seconds, max(0.0, think_ms))
+            load = send(clients, options.seconds, max(0.0, think_ms))
             found.append(_served(load, clients, share, most.requests_per_s))
     return found
 
@@ -234,16 +238,6 @@ def _served(load: wrk.Load, clients: int, share: float | None, most: float | Non
     rate = load.requests / load.seconds
     reached = None if most is None else rate / most
     return Served(clients, share, reached, rate, load.p50_ms, load.p99_ms, load.non_2xx + load.socket_errors)
-
-
-def _float_version(repository: Path, name: str, temporary: Path) -> Path:
-    """A repository with the newest version that has torch's weights, so that all run the same network."""
-    versions = [path.parent for path in (repository / name).glob("*/checkpoint.pt")]
-    if not versions:
-        raise BenchError(f"no version of {name!r} in {repository} has a checkpoint.pt")
-    newest = max(versions, key=lambda path: int(path.name))
-    shutil.copytree(newest, temporary / "one" / name / newest.name)
-    return temporary / "one"
 
 
 def _gpu(device: str) -> str:

@@ -1,4 +1,4 @@
-"""wrk as the client: a closed loop of connections that sends another row with every request, and what it reports.
+"""wrk as the client: a closed loop of connections that sends another body with every request, and what it reports.
 
 wrk costs a few microseconds a request, less than any client in Python, but it shares the machine with the server, so
 its own CPU time is reported too. Two habits of wrk to know when reading its percentiles: each connection has one
@@ -11,11 +11,9 @@ import resource
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 
 from loadtests.server import BenchError
@@ -29,12 +27,11 @@ local requests, at = {}, 0
 
 function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
-  local row_bytes = tonumber(arguments[2])
-  local headers = {["Content-Type"] = "application/octet-stream"}
+  local headers = {["Content-Type"] = arguments[2]}
   while true do
-    local row = file:read(row_bytes)
-    if not row then break end
-    requests[#requests + 1] = wrk.format("POST", nil, headers, row)
+    local length = file:read(8)
+    if not length then break end
+    requests[#requests + 1] = wrk.format("POST", nil, headers, file:read(tonumber(length)))
   end
   file:close()
   local think_ms = tonumber(arguments[3])
@@ -77,21 +74,29 @@ def require_wrk() -> None:
         raise BenchError("wrk is not installed: `apt-get install wrk`, `brew install wrk`, or build it from its source")
 
 
-def send(url: str, rows: npt.NDArray[Any], clients: int, seconds: float, think_ms: float | None = None) -> Load:
-    """Rows in turn to `url`, from `clients` connections. Raises BenchError.
+def send(
+    url: str, bodies: Sequence[bytes], content_type: str, clients: int, seconds: float, think_ms: float | None = None
+) -> Load:
+    """Bodies in turn to `url`, from `clients` connections. Raises BenchError.
 
     think_ms   mean of the exponential pause of each connection before each request, in whole ms; None: no pause
     """
     with tempfile.TemporaryDirectory() as folder:
-        script, body = Path(folder) / "rotate.lua", Path(folder) / "rows"
+        script, file = Path(folder) / "rotate.lua", Path(folder) / "bodies"
         script.write_text(SCRIPT)
-        body.write_bytes(np.ascontiguousarray(rows).tobytes())
+        file.write_bytes(b"".join(framed(bodies)))
         command = ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
-        command += ["-s", str(script), url, "--", str(body), str(rows[0].nbytes)]
+        command += ["-s", str(script), url, "--", str(file), content_type]
         command += [] if think_ms is None else [f"{think_ms:.3f}"]
         before = _children_cpu()
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90, check=False)
         return parse(result.stdout + result.stderr, _children_cpu() - before)
+
+
+def framed(bodies: Sequence[bytes]) -> Iterator[bytes]:
+    """Each behind its length in eight digits, as the script reads them."""
+    for body in bodies:
+        yield b"%08d%s" % (len(body), body)
 
 
 def parse(output: str, client_cpu_seconds: float) -> Load:

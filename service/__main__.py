@@ -1,7 +1,8 @@
-"""python -m service serve     serve the model repository over HTTP
-python -m service check     load every model as `serve` would and say which would answer; exit 1 when one would not
-python -m service bench-engine MODEL   items/s of the engine alone, by batch size
-Flags: python -m service serve --help
+"""python -m service serve         serve the model repository over HTTP
+python -m service check         load every model as `serve` would and say which would answer; exit 1 when one would not
+python -m service tune          find out under load how a model is best run within a latency; `serve` uses it
+python -m service bench-engine  items/s of one model in the engine alone, by batch size
+Flags: python -m service serve --help, and so for each of the others
 """
 
 import logging
@@ -10,7 +11,7 @@ import sys
 
 from service.settings import Settings, SettingsError, read_settings
 
-_COMMANDS = ("serve", "check", "bench-engine")
+_COMMANDS = ("serve", "check", "tune", "bench-engine")
 
 
 def main(arguments: list[str]) -> int:
@@ -18,21 +19,16 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip(), file=sys.stdout if arguments in (["-h"], ["--help"]) else sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     command, *flags = arguments
-    model = ""
-    if command == "bench-engine":
-        if not flags or flags[0].startswith("-"):
-            print("bench-engine: name a model, then flags", file=sys.stderr)
-            return 2
-        model, *flags = flags
     try:
+        if command == "tune":
+            return _tune(flags)
+        if command == "bench-engine":
+            return _bench_engine(flags)
         settings = read_settings(flags, command)
+        return _serve(settings) if command == "serve" else _check(settings)
     except SettingsError as error:
         print(f"settings: {error}".replace("\n", "\nsettings: "), file=sys.stderr)
         return 2
-    try:
-        if model:
-            return _bench_engine(model, settings)
-        return _serve(settings) if command == "serve" else _check(settings)
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
@@ -48,6 +44,12 @@ def _serve(settings: Settings) -> int:
     except StartError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _tune(arguments: list[str]) -> int:
+    from service.tuning.command import main as tune
+
+    return tune(arguments)
 
 
 def _check(settings: Settings) -> int:
@@ -81,7 +83,12 @@ def _check(settings: Settings) -> int:
     return 1 if failures or not found else 0
 
 
-def _bench_engine(model: str, settings: Settings) -> int:
+def _bench_engine(arguments: list[str]) -> int:
+    model = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    settings = read_settings(arguments[1:] if model else arguments, "bench-engine MODEL")  # answers --help
+    if model is None:
+        print("bench-engine: name a model, then flags", file=sys.stderr)
+        return 2
     from service.engine.bench import bench_engine
     from service.engine.serve import model_settings
     from service.engine.session import UnservableModel

@@ -83,7 +83,12 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
 
     max_batch_size: Annotated[
         int,
-        Field(ge=1, le=1024, description="Most items one run executes; less when measuring shows that less is enough."),
+        Field(
+            ge=1,
+            le=1024,
+            description="Most items one run executes; less when measuring shows that less is enough, which it does not "
+            "look for where `engine.tune_budget_s` is 0 and, on a CPU, instances or threads are given.",
+        ),
     ] = 64
     max_queue_delay_us: Annotated[
         int,
@@ -109,7 +114,7 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
 
 
 class Engine(BaseModel, frozen=True, extra="forbid"):
-    """What runs the models. Everything left out is chosen by measuring at load."""
+    """What runs the models. What is left out comes from `tuning.json`, or is chosen by measuring at load."""
 
     device: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"],
@@ -130,7 +135,7 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     ] = None
     threads: Annotated[int | None, Field(ge=1, le=256, description="Threads of each copy. Default: measured.")] = None
     tune_budget_s: Annotated[
-        float, Field(ge=0, le=60, description="How long a model's measuring at load may take.")
+        float, Field(ge=0, le=60, description="How long the measuring at start may take, for all models together.")
     ] = 1.0
     allow_cpu_nodes: Annotated[
         bool, Field(description="Serve a model on a GPU also when some of its nodes would run on the CPU.")
@@ -232,6 +237,20 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
         raise SettingsError(str(error)) from error
     finally:
         _file.reset(token)
+
+
+# What `tune` decides for a model; given by hand from any source, it is left alone.
+_TUNED = (
+    ("engine", "instances"),
+    ("engine", "threads"),
+    ("batching", "max_batch_size"),
+    ("batching", "max_queue_delay_us"),
+)
+
+
+def settings_by_hand(settings: Settings) -> tuple[str, ...]:
+    """Those of the settings that `tune` decides which some source gives, were it the default: "engine.threads"."""
+    return tuple(f"{section}.{name}" for section, name in _TUNED if name in getattr(settings, section).model_fields_set)
 
 
 def walk(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:

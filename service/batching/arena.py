@@ -36,6 +36,9 @@ SlotIndex = NewType("SlotIndex", int)
 RowBytes = bytes | bytearray | memoryview
 """Items of one input one after another, each row-major and little-endian."""
 
+Rows = RowBytes | list["ShapedRow"]
+"""Items of any input: a list where they differ in size."""
+
 REGION_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector load
 MOST_ITEM_AXES = 16
 

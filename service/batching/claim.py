@@ -7,17 +7,18 @@ Touched by the event loop's thread alone. `client.py` makes claims and tells the
 Checked by tests/property/test_slots.py.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy.typing as npt
 
-from service.batching.arena import Arena, RowBytes, ShapedRow, SlotIndex
+from service.batching.arena import Arena, Rows, ShapedRow, SlotIndex
 from service.batching.link import ModelFacts, Status
 from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTensor
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
+LOWEST_PRIORITY = 255  # a byte on the link
 
 Commit = Callable[["Claim", int], None]
 """Register the claim's slots and send their numbers, with a priority."""
@@ -72,6 +73,7 @@ class ServedModel:
         self.shaped_outputs = arena.shaped_outputs
         first, end = slots
         self.capacity = end - first
+        self.plans: dict[str, Any] = {}  # what handlers work out once for each version
         self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
         self.owners: dict[int, Claim] = {}
 
@@ -94,32 +96,20 @@ class ServedModel:
 
 
 class Claim:
-    """Slots of one request, from claim to release."""
+    """Slots of one request, from claim to release. As a context manager it is released at the end."""
 
-    __slots__ = (
-        "_commit",
-        "_committed",
-        "_done",
-        "_error",
-        "_released",
-        "_timings",
-        "deadline",
-        "model",
-        "slots",
-        "unanswered",
-    )
+    __slots__ = ("_commit", "_done", "_error", "_released", "_timings", "deadline", "model", "slots", "unanswered")
 
     def __init__(self, model: ServedModel, slots: list[SlotIndex], commit: Commit) -> None:
         self.model = model
         self.slots = slots
         self.deadline = 0
-        self._commit = commit
-        self._committed = False
-        self._released = False
         self.unanswered = 0
-        self._timings = _NO_TIMINGS
-        self._error: Exception | None = None
+        self._commit: Commit | None = commit
         self._done: Callable[[Claim], None] | None = None
+        self._error: Exception | None = None
+        self._timings = _NO_TIMINGS
+        self._released = False
 
     def __enter__(self) -> Self:
         return self
@@ -127,20 +117,16 @@ class Claim:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._released = True
-        self._done = None
-        if not self.unanswered:
-            self._free()
+        self.release()
 
-    def write(self, name: str, rows: RowBytes) -> None:
-        """The input's items in the order of the slots."""
-        self.model.inputs[name].write(self.slots, rows)
-
-    def write_shaped(self, name: str, rows: Sequence[ShapedRow]) -> None:
-        """As `write`, for an input whose items differ in size."""
-        region = self.model.shaped_inputs[name]
-        for slot, row in zip(self.slots, rows, strict=True):
-            region.write(slot, row)
+    def write(self, name: str, rows: Rows) -> None:
+        """The input's items in the order of the slots; a list where they differ in size."""
+        if isinstance(rows, list):
+            region = self.model.shaped_inputs[name]
+            for slot, row in zip(self.slots, rows, strict=True):
+                region.write(slot, row)
+        else:
+            self.model.inputs[name].write(self.slots, rows)
 
     def read(self, name: str) -> npt.NDArray[Any]:  # Any: the element type is the tensor's
         """The output's items, [n, elements of an item]; valid until release."""
@@ -154,38 +140,38 @@ class Claim:
         region = self.model.shaped_outputs[name]
         return [ShapedRow(region.shape(slot), region.data(slot)) for slot in self.slots]
 
-    def run(self, deadline: int, priority: int = DEFAULT_PRIORITY) -> Self:
-        """Commit the rows. Awaited once, gives the timings, or raises DeadlineExceeded, EngineError or EngineDied.
-
-        What awaits it is no task but a coroutine that frontend/drive.py runs.
+    def run(self, deadline: int, priority: int, done: Callable[["Claim"], None]) -> None:
+        """Commit the rows. `done` is called once: when every item is answered, or the wait for them given up.
 
         deadline   monotonic ns; items still waiting then are not run
         """
-        assert not self._committed, "bug: a claim is committed once"
-        self._committed = True
+        commit, self._commit = self._commit, None
+        assert commit is not None, "bug: a claim is committed once"
         self.deadline = deadline
         self.unanswered = len(self.slots)
-        self._commit(self, priority)
-        return self
+        self._done = done
+        commit(self, priority)
 
-    def __await__(self) -> Generator[Self, None, Timings]:
-        if self.unanswered and self._error is None:
-            yield self
+    def result(self) -> Timings:
+        """Once done. Raises DeadlineExceeded, EngineError or EngineDied; else the outputs can be read."""
         if self._error is not None:
             raise self._error
         return self._timings
 
-    def add_done_callback(self, done: Callable[["Claim"], None]) -> None:
-        """Called once every item is answered, or the wait given up, by who answers; not once the claim is released."""
-        self._done = done
+    def release(self) -> None:
+        """The slots are free: now, or, where the engine still holds some, once it has answered them. Nobody waits."""
+        self._released = True
+        self._done = None
+        if not self.unanswered:
+            self.model.free.extend(reversed(self.slots))
 
     def answered(self, status: int, queue_us: int, compute_us: int, batch_size: int) -> None:
         self.unanswered -= 1
-        if queue_us >= self._timings.queue_us:
+        if queue_us >= self._timings[0]:
             self._timings = Timings(queue_us, compute_us, batch_size)
         if self._released:
             if not self.unanswered:
-                self._free()
+                self.release()
         elif status != Status.OK:
             self.fail(_ERRORS[status]())
         elif not self.unanswered:
@@ -201,9 +187,6 @@ class Claim:
         done, self._done = self._done, None
         if done is not None:
             done(self)
-
-    def _free(self) -> None:
-        self.model.free.extend(reversed(self.slots))
 
 
 _ERRORS: dict[int, Callable[[], Exception]] = {

@@ -105,10 +105,14 @@ class Client:
             self._outgoing.append(COMMIT.pack(Kind.COMMIT, priority, index, slot, now, claim.deadline))
         if len(self._outgoing) == len(claim.slots):  # the first of this turn
             self._loop.call_soon(self._send)
+        elif len(self._outgoing) >= 8:
+            self._send()
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _send(self) -> None:
+        if not self._outgoing:
+            return
         records, self._outgoing = b"".join(self._outgoing), []
         try:
             self._link.send(records)

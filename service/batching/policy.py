@@ -2,7 +2,8 @@
 
 Work-conserving: an idle instance takes what waits at once, so a lone client never pays for a batch that does not come.
 While several instances are idle, each takes a fair share and not everything; with one instance left idle the others
-would stand still for the length of a whole batch. `max_queue_delay_us` (default 0) trades latency for larger batches.
+would stand still for the length of a whole batch. A share is never so small that it takes longer to wake an instance
+than to run it (`smallest_share`). `max_queue_delay_us` (default 0) trades latency for larger batches.
 
 Order: priority (lower runs first), then deadline, then arrival. Expired items never reach a batch. Only items of equal
 keys (shapes) share a batch: the item whose turn it is, and those of its key, in their order. So a key of which one item
@@ -32,6 +33,7 @@ class WaitingItem(NamedTuple):
 class Limits:
     max_batch_size: int
     max_queue_delay_us: int = 0
+    smallest_share: int = 1
 
 
 class Taken(NamedTuple):
@@ -75,7 +77,7 @@ class WaitingQueue:
             return self._take_ripe(now, idle_instances, limits, expired)
         heaps = self._heaps.values()
         heap = next(iter(heaps)) if len(heaps) == 1 else min(heaps, key=_front)
-        size = batch_size(self._n_items, idle_instances, limits.max_batch_size)
+        size = batch_size(self._n_items, idle_instances, limits)
         return Taken(self._pop(heap, size), expired, None)
 
     def drop_frontend(self, frontend: int) -> None:
@@ -97,7 +99,7 @@ class WaitingQueue:
         heap = min(ripe, key=_front)
         size = limits.max_batch_size  # what was waited for goes together
         if len(heap) >= limits.max_batch_size:
-            size = batch_size(self._n_items, idle_instances, limits.max_batch_size)
+            size = batch_size(self._n_items, idle_instances, limits)
         return Taken(self._pop(heap, size), expired, None)
 
     def _pop(self, heap: list[WaitingItem], most: int) -> list[WaitingItem]:
@@ -135,6 +137,6 @@ def _front(heap: list[WaitingItem]) -> WaitingItem:
     return heap[0]
 
 
-def batch_size(waiting: int, idle_instances: int, max_batch_size: int) -> int:
-    """An idle instance's fair share of what waits, rounded up."""
-    return min(max_batch_size, -(-waiting // idle_instances))
+def batch_size(waiting: int, idle_instances: int, limits: Limits) -> int:
+    """An idle instance's fair share of what waits, rounded up, where that is worth waking the others for."""
+    return min(limits.max_batch_size, max(limits.smallest_share, -(-waiting // idle_instances)))

@@ -18,7 +18,7 @@ from service.settings import Settings
 
 
 def bench_engine(name: str, settings: Settings, loaded_as: ModelSettings, say: Callable[[str], None]) -> None:
-    """Measure each batch size up to `batching.max_batch_size` for a second. Raises UnservableModel."""
+    """Measure each batch size up to the largest that the instances take for a second. Raises UnservableModel."""
     version = next((found for found in find_versions(settings.repository) if found.name == name), None)
     if version is None:
         raise UnservableModel(f"{settings.repository} holds no model {name!r}")
@@ -38,13 +38,12 @@ def bench_engine(name: str, settings: Settings, loaded_as: ModelSettings, say: C
             }
         )
     )
-    for line in _rates(instances, loaded.facts.capacity, settings.batching.max_batch_size):
+    for line in _rates(instances):
         say(json.dumps(line))
 
 
-def _rates(instances: list[Instance], capacity: int, most: int) -> Iterator[dict[str, float]]:
-    largest = max(size for size in batch_sizes(most) if size <= capacity)
-    for size in batch_sizes(largest):
+def _rates(instances: list[Instance]) -> Iterator[dict[str, float]]:
+    for size in batch_sizes(instances[0].max_batch_size):
         items_per_s = rate(instances, range(size), seconds=1.0)
         yield {"batch": size, "items_per_s": items_per_s, "ms": 1e3 * size * len(instances) / items_per_s}
 

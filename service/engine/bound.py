@@ -14,6 +14,7 @@ Checked by tests/integration/test_bound.py on the CPU's device, tests/gpu/test_g
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class BoundInstance(Instance):
         self._rows_in = [(spec, arena.inputs[spec.name]) for spec in session.inputs]
         self._rows_out = [(spec, arena.outputs[spec.name]) for spec in session.outputs]
         self._with_batch_axis = batch_axis
-        self._largest = max_batch_size
+        self.max_batch_size = max_batch_size
         self._buckets = session.lane.call(self._bind)
         self._plans = unmeasured_plans(max_batch_size, self._buckets)
 
@@ -68,8 +69,12 @@ class BoundInstance(Instance):
         return self._gpu.graphs
 
     def learn(self, seconds: Mapping[int, float]) -> None:
-        """What a run of each size takes: from now on batches are split or padded by it."""
-        known = {size: took for size, took in seconds.items() if size in self._buckets}
+        """What a run of each size takes: from now on batches are split or padded by it.
+
+        Beyond the first bucket that was not measured nothing changes: small batches are not padded to a large one just
+        because only that was.
+        """
+        known = {size: seconds[size] for size in takewhile(seconds.__contains__, sorted(self._buckets))}
         if known:
             self._plans = plans(max(known), known) + self._plans[max(known) + 1 :]
 
@@ -95,7 +100,7 @@ class BoundInstance(Instance):
             memory = memory_for(self._gpu.device, self._gpu.gpu.number)
             return {
                 size: Bucket(self._gpu, memory, self._rows_in, self._rows_out, size, self._with_batch_axis)
-                for size in batch_sizes(self._largest)
+                for size in batch_sizes(self.max_batch_size)
             }
 
     def _run(self, slots: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ class Instance:
     def __init__(self, session: Session, arena: Arena, max_batch_size: int, batch_axis: bool = True) -> None:
         assert batch_axis or max_batch_size == 1, "bug: a batch for a model without a batch axis"
         self.session = session
+        self.max_batch_size = max_batch_size
         self._batch_axis = batch_axis
         self._outputs = [
             (i, spec, arena.outputs[spec.name]) for i, spec in enumerate(session.outputs) if spec.name in arena.outputs

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from service.batching.link import ModelFailed
@@ -18,8 +19,9 @@ def load_all(repository: Path, settings: ModelSettings) -> Iterator[LoadedVersio
     except UnservableModel as error:
         log.error("%s", error)
         return
+    share = replace(settings, tune_budget_s=settings.tune_budget_s / max(1, len(found)))
     for version in found:
-        yield _load(version, settings)
+        yield _load(version, share)
 
 
 def _load(found: FoundVersion, settings: ModelSettings) -> LoadedVersion | ModelFailed:

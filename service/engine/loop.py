@@ -268,7 +268,9 @@ class Engine:
     def _serve(self, loaded: LoadedVersion) -> None:
         with self._mutex:
             index = len(self._models)
-            limits = Limits(loaded.setup.max_batch_size, self._max_queue_delay_us)
+            setup = loaded.setup
+            delay_us = self._max_queue_delay_us if loaded.max_queue_delay_us is None else loaded.max_queue_delay_us
+            limits = Limits(setup.max_batch_size, delay_us, setup.smallest_share)
             self._models[index] = _Model(index, limits, list(loaded.setup.instances), loaded.key_of)
         self._links.tell_ready(index, loaded.facts, loaded.arena_fd)
 

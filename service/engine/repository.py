@@ -27,6 +27,7 @@ from models.manifest import (
     TensorInput,
     TensorSpec,
     check_files,
+    digest_file,
     read_golden,
     read_manifest,
 )
@@ -39,7 +40,8 @@ from service.engine.gpu import GpuSession
 from service.engine.instance import Instance
 from service.engine.providers import Device, Gpu
 from service.engine.session import RunFailed, Session, UnservableModel
-from service.engine.tune import Setup, choose_setup, unmeasured_setup
+from service.engine.tune import Setup, batch_sizes, choose_setup, take_setup, unmeasured_setup
+from service.engine.tuned import TUNING_FILE, Knobs, TuningError, choose_entry, look_at_machine, read_tuning
 from service.engine.warmup import write_warm_up_items
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,10 @@ _MIN_CAPACITY = 16
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How versions are loaded, for all models alike. None: find out by measuring."""
+    """How versions are loaded, for all models alike. None: find out by measuring.
+
+    by_hand   names of the settings that were given and that `tuning.json` would decide; any of them puts it aside
+    """
 
     device: Device
     cores: int
@@ -60,6 +65,7 @@ class ModelSettings:
     instances: int | None
     threads: int | None
     tune_budget_s: float
+    by_hand: tuple[str, ...] = ()
     gpu: Gpu = field(default_factory=Gpu)  # where device is not the CPU
 
 
@@ -76,6 +82,7 @@ class LoadedVersion:
 
     arena_fd   the owner's to close
     key_of     a committed slot's key: items of unequal keys must not share a batch; None: all are alike
+    max_queue_delay_us   this version's own, by `tuning.json`; None: the setting's
     """
 
     facts: ModelFacts
@@ -84,6 +91,7 @@ class LoadedVersion:
     key_of: Callable[[int], Hashable] | None
     golden_rows: int
     seconds: float
+    max_queue_delay_us: int | None = None
 
 
 def find_versions(repository: Path) -> list[FoundVersion]:
@@ -116,8 +124,9 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     batch_axis, largest_batch = _batching(found, first, manifest, golden, settings)
     capacity = arena_capacity(first.inputs + first.outputs, batch_axis, settings)
     arena_fd, arena = create_arena(first.inputs, first.outputs, capacity, batch_axis, settings.max_row_bytes)
+    tuned = _tuned(found, settings)
     try:
-        setup = _choose_setup(found, first, arena, golden, batch_axis, min(largest_batch, capacity), settings)
+        setup = _choose_setup(found, first, arena, golden, batch_axis, min(largest_batch, capacity), settings, tuned)
         for instance in setup.instances:
             if golden is not None and manifest is not None:
                 replay(instance.session, golden, manifest.tolerance, batch_axis)
@@ -148,6 +157,7 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
         key_of=partial(_shapes, tuple(arena.shaped_inputs.values())) if arena.shaped_inputs else None,
         golden_rows=row_count(golden) if golden else 0,
         seconds=time.monotonic() - begun,
+        max_queue_delay_us=tuned.max_queue_delay_us if tuned else None,
     )
 
 
@@ -191,9 +201,15 @@ def _choose_setup(
     batch_axis: bool,
     largest_batch: int,
     settings: ModelSettings,
+    tuned: Knobs | None,
 ) -> Setup:
-    """By measuring. What fails on golden rows is refused (RunFailed); what fails on invented items proves nothing."""
+    """What `tune` found, else by measuring.
+
+    What fails on golden rows is refused (RunFailed); what fails on invented items proves nothing.
+    """
     spare = [first] if settings.device != "cpu" or (settings.threads or 1) == 1 else []
+    if tuned:
+        largest_batch = min(largest_batch, tuned.max_batch_size)
 
     def make(threads: int) -> Instance:
         session = spare.pop() if spare and threads == 1 else open_session(found.path / MODEL_FILE, settings, threads)
@@ -210,11 +226,11 @@ def _choose_setup(
     fixed = _fixed_setup(settings)
     try:
         write_warm_up_items(first, arena, golden, batch_axis, largest_batch, settings.max_row_bytes)
-        setup = choose_setup(make_warm, settings.cores, largest_batch, fixed, settings.tune_budget_s)
-        for instance in setup.instances:
-            if isinstance(instance, BoundInstance):
-                instance.learn(setup.seconds)
-        return setup  # noqa: TRY300 measuring and learning fail alike
+        if tuned:
+            beside = batch_sizes(largest_batch) if isinstance(first, GpuSession) else []
+            setup = take_setup(make_warm, tuned.instances, tuned.threads, largest_batch, settings.tune_budget_s, beside)
+        else:
+            setup = choose_setup(make_warm, settings.cores, largest_batch, fixed, settings.tune_budget_s)
     except RunFailed as error:
         if golden is not None:
             raise
@@ -222,7 +238,11 @@ def _choose_setup(
             "model %s version %s is served without having been measured: a run on invented items failed: %s",
             *(found.name, found.version, error),
         )
-    return unmeasured_setup(make, settings.cores, largest_batch, fixed)
+        return unmeasured_setup(make, settings.cores, largest_batch, fixed)
+    for instance in setup.instances:
+        if isinstance(instance, BoundInstance):
+            instance.learn(setup.seconds)
+    return setup
 
 
 def _shapes(inputs: Sequence[ShapedRegion], slot: int) -> Hashable:
@@ -266,6 +286,23 @@ def _check_signature(session: Session, manifest: Manifest) -> None:
                 f"{MANIFEST_FILE}: classification: output {labelled.output!r} with {len(labelled.labels)} labels "
                 f"does not fit the file's outputs {list(session.outputs)}"
             )
+
+
+def _tuned(found: FoundVersion, settings: ModelSettings) -> Knobs | None:
+    """What `tune` chose for this file on this machine, where it did and the settings leave it the choice."""
+    folder = found.path.parent
+    if not (folder / TUNING_FILE).exists():
+        return None
+    try:
+        tuning = read_tuning(folder)
+    except TuningError as error:
+        log.warning("%s; the set-up is chosen by measuring", error)
+        return None
+    machine = look_at_machine(settings.device, settings.cores)
+    tuned = choose_entry(tuning, digest_file(found.path / MODEL_FILE).sha256, machine, settings.by_hand)
+    if tuned.why:
+        log.info("model %s version %s: %s", found.name, found.version, tuned.why)
+    return tuned.knobs
 
 
 def _fixed_setup(settings: ModelSettings) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from service.engine.providers import Gpu
 from service.engine.repository import ModelSettings
 from service.engine.session import default_device
 from service.machine import available_cores, cuda_devices
-from service.settings import Settings
+from service.settings import Settings, settings_by_hand
 
 
 def model_settings(settings: Settings, number: int = 0) -> ModelSettings:
@@ -25,6 +25,7 @@ def model_settings(settings: Settings, number: int = 0) -> ModelSettings:
         instances=settings.engine.instances,
         threads=settings.engine.threads,
         tune_budget_s=settings.engine.tune_budget_s,
+        by_hand=settings_by_hand(settings),
         gpu=Gpu(
             number=number % max(1, len(cuda_devices())),
             cuda_graphs=engine.cuda_graphs,

@@ -10,7 +10,7 @@ What is timed is `Instance.run` on the arena, gather and scatter included, as it
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from service.engine.instance import Instance
@@ -18,6 +18,7 @@ from service.engine.instance import Instance
 CLEARLY_FASTER = 1.1  # else more instances of fewer threads: they are better at small batches, which are usual
 GOOD_ENOUGH = 0.95  # two measurements of the same thing differ by a few percent
 LONG_ENOUGH_S = 0.005  # hand-overs, taking and answering cost a batch some tenths of a millisecond outside its run
+WAKING_S = 0.0001  # until another executor runs: a system call, its wake-up, the interpreter's lock
 _PROBE_SECONDS = 0.03
 _PROBE_BATCH = 8
 
@@ -37,13 +38,24 @@ class Setup:
     @property
     def seconds(self) -> dict[int, float]:
         """What a run of one instance takes, by batch size."""
-        return {size: size * len(self.instances) / rate for size, rate in self.rates.items()}
+        return {size: size * len(self.instances) / rate for size, rate in self.rates.items() if rate}
+
+    @property
+    def smallest_share(self) -> int:
+        """Items that one instance runs in the time it takes to wake another."""
+        rate = self.rates.get(self.max_batch_size, 0.0) / len(self.instances)
+        return max(1, min(self.max_batch_size, int(rate * WAKING_S)))
 
 
 def choose_setup(
     make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None, budget_s: float
 ) -> Setup:
-    """The fastest way to use `cores`, found in about `budget_s`; `fixed` (instances, threads) leaves only the batch."""
+    """The fastest way to use `cores`, found in about `budget_s`; `fixed` (instances, threads) leaves only the batch.
+
+    With `fixed` and no budget there is nothing left to choose: `largest_batch` is taken as it is.
+    """
+    if fixed and not budget_s:
+        return take_setup(make, *fixed, largest_batch, budget_s)
     give_up_at = time.monotonic() + budget_s
     probe = min(_PROBE_BATCH, largest_batch)
     best: tuple[float, int, list[Instance]] | None = None
@@ -51,16 +63,25 @@ def choose_setup(
         if best is not None and time.monotonic() > give_up_at:
             break
         instances = [make(threads) for _ in range(n_instances)]  # no more than the best's and these exist at a time
+        if fixed:  # nothing to choose between: making them, which on a GPU captures graphs, takes nothing of the budget
+            give_up_at = time.monotonic() + budget_s
         found = measure(instances, probe, give_up_at)
         if best is None or found > CLEARLY_FASTER * best[0]:
             best = found, threads, instances
     assert best is not None, "bug: no candidate"
     found, threads, instances = best
-    rates = {probe: found}
-    for size in batch_sizes(largest_batch):
-        if size not in rates and time.monotonic() < give_up_at:
-            rates[size] = measure(instances, size, give_up_at)
-    return Setup(instances, threads, smallest_good(rates, len(instances)), dict(sorted(rates.items())))
+    rates = _measure_beside({probe: found}, instances, batch_sizes(largest_batch), give_up_at)
+    return Setup(instances, threads, smallest_good(rates, len(instances)), rates)
+
+
+def take_setup(
+    make: MakeInstance, n_instances: int, threads: int, batch: int, budget_s: float, beside: Iterable[int] = ()
+) -> Setup:
+    """What somebody else chose, with its rate at that batch for the log, and at the sizes `beside` it."""
+    instances = [make(threads) for _ in range(n_instances)]
+    give_up_at = time.monotonic() + budget_s
+    rates = {batch: measure(instances, batch, give_up_at)}
+    return Setup(instances, threads, batch, _measure_beside(rates, instances, beside, give_up_at))
 
 
 def unmeasured_setup(make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None) -> Setup:
@@ -88,6 +109,17 @@ def smallest_good(rates: dict[int, float], n_instances: int) -> int:
     """The smallest batch size that is nearly as fast as the best, and long enough to carry what surrounds a run."""
     good = [size for size, rate in sorted(rates.items()) if rate >= GOOD_ENOUGH * max(rates.values())]
     return next((size for size in good if size * n_instances / rates[size] >= LONG_ENOUGH_S), good[-1])
+
+
+def _measure_beside(
+    rates: dict[int, float], instances: list[Instance], sizes: Iterable[int], give_up_at: float
+) -> dict[int, float]:
+    """`rates` with those of `sizes` that there is time for, by size."""
+    found = dict(rates)
+    for size in sizes:
+        if size not in found and time.monotonic() < give_up_at:
+            found[size] = measure(instances, size, give_up_at)
+    return dict(sorted(found.items()))
 
 
 def measure(instances: list[Instance], batch: int, give_up_at: float) -> float:

@@ -1,7 +1,7 @@
 """The ASGI application of one frontend: the short way for predictions, Litestar for everything else.
 
     POST /predict/{model}                              ─┐
-    POST /v2/models/{model}/infer                       ├─ handle → finish
+    POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
     POST /v2/models/{model}/versions/{version}/infer   ─┘
     anything else                                      ──── Litestar (admin.py, openapi.py), with the same two headers
 
@@ -22,11 +22,10 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import HTTPScope, Message, Receive, Send
 
-from service.batching.claim import ServedModel
+from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
-from service.frontend import admin
-from service.frontend.drive import driven
+from service.frontend import admin, infer, predict
 from service.frontend.head import Head, Route, find_route
 from service.frontend.http import (
     Answer,
@@ -38,9 +37,8 @@ from service.frontend.http import (
     send_answer,
     server_timing,
 )
-from service.frontend.infer import infer
 from service.frontend.openapi import add_predictions, openapi_config, page_file
-from service.frontend.predict import predict
+from service.frontend.prepared import Prepared
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
 
@@ -81,13 +79,23 @@ class Frontend:
             or self._engines.known(head.route.model, head.route.version) is None
         )
 
-    def handle(self, route: Route, request: Request, body: bytes) -> Coroutine[Any, Any, Answer]:
-        """The handling of a prediction request, for `Drive`. What it returns or raises goes to `finish`."""
+    def prepare(self, route: Route, request: Request, body: bytes) -> Prepared | Coroutine[Any, Any, Prepared]:
+        """What a whole request comes to: rows to commit. Raises ServiceError."""
         model = request.model = self._find(route)
         deadline = request.received_at + self._timeout_ns
         if route.kind == "predict":
-            return predict(model, request, body, deadline, self._settings.images)
-        return infer(model, request, body, deadline)
+            return predict.prepare(model, request, body, deadline, self._settings.images)
+        return infer.prepare(model, request, body, deadline)
+
+    def encode(self, prepared: Prepared, request: Request) -> Answer | Exception:
+        """The answer of a claim that is done, which is released."""
+        try:
+            request.timings = prepared.claim.result()
+            return prepared.encode(prepared.claim)
+        except Exception as error:  # noqa: BLE001 `finish` tells what it is
+            return error
+        finally:
+            prepared.claim.release()
 
     def finish(self, request: Request, outcome: Answer | Exception) -> Answer:
         """What the client gets, whatever happened; and it is counted."""
@@ -110,7 +118,7 @@ class Frontend:
             server = self._settings.server
             body = await read_body(request.headers, receive, server.max_body_bytes, server.body_timeout_s)
             request.body_is_complete()
-            outcome: Answer | Exception = await driven(self.handle(route, request, body))
+            outcome = await self._outcome(route, request, body)
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
@@ -120,6 +128,20 @@ class Frontend:
         except Exception as error:  # noqa: BLE001 whatever a request does to us, its client is answered
             outcome = error
         await send_answer(send, request, self.finish(request, outcome))
+
+    async def _outcome(self, route: Route, request: Request, body: bytes) -> Answer | Exception:
+        prepared = self.prepare(route, request, body)
+        if not isinstance(prepared, Prepared):
+            prepared = await prepared
+        request.decoded()
+        done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
+        try:
+            prepared.claim.run(prepared.deadline, prepared.priority, done.set_result)
+            await done
+        except asyncio.CancelledError:
+            prepared.claim.release()
+            raise
+        return self.encode(prepared, request)
 
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":

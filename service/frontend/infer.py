@@ -6,19 +6,23 @@
 
 A raw tensor needs a model with one input; its length gives the number of items, or the one axis of any length where
 there is no batch axis. All outputs come back binary.
-Sources: the protocol's REST specification and Triton's binary tensor data extension.
+Request parameters `priority` (1 is the highest, 0 the default, which is 1) and `timeout` (microseconds) are those of
+the schedule policy extension.
+Sources: the protocol's REST specification and Triton's binary tensor data and schedule policy extensions.
 """
 
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from models.manifest import TensorSpec
-from service.batching.arena import RowBytes, ShapedRow
-from service.batching.claim import Claim, ServedModel
+from service.batching.arena import Rows
+from service.batching.claim import DEFAULT_PRIORITY, LOWEST_PRIORITY, Claim, ServedModel
 from service.errors import MalformedRequest, WrongTensor
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
+from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import (
     flat_values,
     joined,
@@ -38,9 +42,7 @@ from service.frontend.tensors import (
 
 HEADER_LENGTH = b"inference-header-content-length"
 _MOST_DIGITS = 18  # of any length there is; Python refuses to read numbers of thousands of digits
-
-
-Rows = RowBytes | list[ShapedRow]
+_LONGEST_TIMEOUT_US = 2**53  # what every JSON library reads exactly
 
 
 class InferInput(Struct):
@@ -77,6 +79,8 @@ class Parsed(Struct, frozen=True):
     rows: dict[str, Rows]
     n_items: int
     wanted: list[Wanted]
+    priority: int = DEFAULT_PRIORITY
+    timeout_us: int = 0
 
 
 def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parsed:
@@ -102,15 +106,14 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
         raise MalformedRequest(f"{len(binary)} bytes follow the last binary tensor; expected none")
     if len(set(counts.values())) > 1:
         raise WrongTensor(f"inputs have first dimensions {counts}; expected the same in all")
-    return Parsed(request.id, rows, next(iter(counts.values()), 1), _wanted(model, request))
-
-
-def write(parsed: Parsed, claim: Claim) -> None:
-    for name, rows in parsed.rows.items():
-        if isinstance(rows, list):
-            claim.write_shaped(name, rows)
-        else:
-            claim.write(name, rows)
+    return Parsed(
+        request.id,
+        rows,
+        next(iter(counts.values()), 1),
+        _wanted(model, request),
+        _whole_number(request, "priority", LOWEST_PRIORITY) or DEFAULT_PRIORITY,
+        _whole_number(request, "timeout", _LONGEST_TIMEOUT_US),
+    )
 
 
 def encode(parsed: Parsed, claim: Claim) -> Answer:
@@ -141,13 +144,13 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     return Answer(b"".join([head, *blobs]), BINARY, headers=[(HEADER_LENGTH, b"%d" % len(head))])
 
 
-async def infer(model: ServedModel, request: Request, body: bytes, deadline: int) -> Answer:
+def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) -> Prepared:
+    """Raises ServiceError."""
     parsed = parse(model, request.headers, body)
-    with model.claim(parsed.n_items) as claim:
-        write(parsed, claim)
-        request.decoded()
-        request.timings = await claim.run(deadline)
-        return encode(parsed, claim)
+    if parsed.timeout_us:
+        deadline = min(deadline, request.received_at + parsed.timeout_us * 1000)
+    claim = claim_rows(model, parsed.n_items, parsed.rows)
+    return Prepared(claim, deadline, partial(encode, parsed), parsed.priority)
 
 
 def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
@@ -199,6 +202,14 @@ def _rows(
     if spec.name in model.inputs:
         return check_bytes(model.facts, spec, data, n_items), left
     return shaped_rows_from_bytes(model.facts, spec, data, given.shape, n_items), left
+
+
+def _whole_number(request: InferRequest, name: str, most: int) -> int:
+    """A request parameter of the schedule policy extension; 0 asks for the default."""
+    value = request.parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= most:
+        raise MalformedRequest(f"parameters.{name} is {value!r}; expected a whole number up to {most}")
+    return value
 
 
 def _wanted(model: ServedModel, request: InferRequest) -> list[Wanted]:

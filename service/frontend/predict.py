@@ -10,19 +10,22 @@
 
 import asyncio
 import functools
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Struct
 
 from models.manifest import Classification, ImageInput, TensorSpec
-from service.batching.arena import RowBytes, ShapedRow
+from service.batching.arena import Rows, ShapedRow, row_bytes
 from service.batching.claim import Claim, ServedModel
+from service.batching.link import ModelFacts
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
 from service.frontend.decode import FORMATS, looks_like_image, open_image, render
 from service.frontend.http import Answer, Request, decode_json
+from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import nested_values, shaped_rows_from_instances
 from service.frontend.tensors import items_in, rows_from_json, shape_text, to_json
 from service.settings import Images
@@ -36,6 +39,8 @@ _UNSPECIFIC = (b"", b"application/octet-stream", b"application/x-www-form-urlenc
 
 # Two at a time: a large image takes up to 8 bytes a pixel while it is decoded.
 _large_decodes = ThreadPoolExecutor(2, thread_name_prefix="shoal-decode")
+
+_encoder = msgspec.json.Encoder()
 
 
 class Instances(Struct):
@@ -55,55 +60,112 @@ class Labelled(Struct):
     top: list[Label]
 
 
-class Predictions(Struct):
-    model: str
-    version: str
-    predictions: list[Any]
+class _Plan(NamedTuple):
+    """What is the same for every request to a version.
+
+    spec           of its only input
+    row_bytes      of that; None where items differ in size
+    answer_begins  everything in front of the predictions
+    refusal        why its tensors do not fit here; "" where they do
+    """
+
+    spec: TensorSpec
+    row_bytes: int | None
+    image: ImageInput | None
+    classification: Classification | None
+    answer_begins: bytes
+    refusal: str
 
 
-_encoder = msgspec.json.Encoder()
+def prepare(
+    model: ServedModel, request: Request, body: bytes, deadline: int, images: Images
+) -> Prepared | Coroutine[Any, Any, Prepared]:
+    """A coroutine where a thread decodes a large image. Raises ServiceError."""
+    plan: _Plan = model.plans.get("predict") or _make_plan(model)
+    encode = functools.partial(_encode, plan, _top_k(request.query) if request.query else DEFAULT_TOP_K)
+    kind = _kind(plan, request.headers.get(b"content-type", b""), body)
+    if plan.refusal:
+        raise WrongTensor(plan.refusal)
+    if kind == "image":
+        return _prepare_image(model, plan, body, images, deadline, encode)
+    rows, n_items = _rows(model, plan, kind, body)
+    return Prepared(claim_rows(model, n_items, {plan.spec.name: rows}), deadline, encode)
 
 
-async def predict(model: ServedModel, request: Request, body: bytes, deadline: int, images: Images) -> Answer:
-    top_k = _top_k(request.query)
-    kind = _kind(model, request.headers.get(b"content-type", b""), body)
-    spec = _only_input(model)
-    _check_outputs(model)
-    if isinstance(model.facts.input, ImageInput) and kind == "image":
-        with model.claim(1) as claim:  # before decoding: a full server must not decode what it will refuse
-            claim.write(spec.name, await _pixels(body, model.facts.input, images))
-            request.decoded()
-            request.timings = await claim.run(deadline)
-            return _answer(claim, top_k)
-    rows, n_items = _rows(model, spec, kind, body)
-    with model.claim(n_items) as claim:
-        if isinstance(rows, list):
-            claim.write_shaped(spec.name, rows)
-        else:
-            claim.write(spec.name, rows)
-        request.decoded()
-        request.timings = await claim.run(deadline)
-        return _answer(claim, top_k)
+def _make_plan(model: ServedModel) -> _Plan:
+    facts = model.facts
+    spec = facts.inputs[0] if facts.inputs else TensorSpec("", "BOOL", ())
+    plan = model.plans["predict"] = _Plan(
+        spec,
+        row_bytes(spec, facts.batch_axis) if spec.name in model.inputs else None,
+        facts.input if isinstance(facts.input, ImageInput) else None,
+        facts.classification,
+        _encoder.encode({"model": facts.name, "version": facts.version})[:-1] + b',"predictions":',
+        _misfit(facts),
+    )
+    return plan
 
 
-def _answer(claim: Claim, top_k: int) -> Answer:
-    facts = claim.model.facts
-    predictions = _labelled(claim, facts.classification, top_k) if facts.classification else _plain(claim)
-    return Answer(_encoder.encode(Predictions(facts.name, facts.version, predictions)))
+def _misfit(facts: ModelFacts) -> str:
+    if len(facts.inputs) != 1:
+        return (
+            f"model {facts.name!r} has {len(facts.inputs)} inputs; /predict serves models with one, "
+            f"/v2/models/{facts.name}/infer all"
+        )
+    for spec in facts.outputs:
+        if spec.datatype == "BF16":
+            return (
+                f"output {spec.name!r} is BF16, which JSON has no form for; "
+                f"/v2/models/{facts.name}/infer answers it as a binary tensor"
+            )
+    return ""
 
 
-def _kind(model: ServedModel, content_type: bytes, body: bytes) -> str:
+def _prepare_image(
+    model: ServedModel,
+    plan: _Plan,
+    body: bytes,
+    images: Images,
+    deadline: int,
+    encode: Callable[[Claim], Answer],
+) -> Prepared | Coroutine[Any, Any, Prepared]:
+    """The slot is claimed first: a full server must not decode what it will refuse."""
+    target = plan.image
+    assert target is not None, "bug: an image for a model that takes none"
+    claim = model.claim(1)
+    try:
+        image = open_image(body, images.max_pixels)
+        if image.width * image.height < images.decode_in_thread_pixels:
+            claim.write(plan.spec.name, render(image, target).tobytes())
+            return Prepared(claim, deadline, encode)
+    except BaseException:
+        claim.release()
+        raise
+
+    async def decode() -> Prepared:
+        try:
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(_large_decodes, render, image, target)
+            claim.write(plan.spec.name, pixels.tobytes())
+        except BaseException:
+            claim.release()
+            raise
+        return Prepared(claim, deadline, encode)
+
+    return decode()
+
+
+def _kind(plan: _Plan, content_type: bytes, body: bytes) -> str:
     """image, json or rows."""
     media_type = _media_type(content_type)
     if media_type == b"application/json":
         return "json"
-    takes_images = isinstance(model.facts.input, ImageInput)
     if media_type in _UNSPECIFIC or media_type.startswith(b"image/"):
-        if takes_images and (media_type.startswith(b"image/") or looks_like_image(body)):
+        if plan.image is not None and (media_type.startswith(b"image/") or looks_like_image(body)):
             return "image"
         if media_type in _UNSPECIFIC:
             return "rows"
-    expected = f"an image ({', '.join(FORMATS)}), " if takes_images else ""
+    expected = f"an image ({', '.join(FORMATS)}), " if plan.image is not None else ""
     raise UnsupportedMediaType(
         f"Content-Type {media_type.decode('latin-1')!r}; "
         f"expected {expected}application/json or application/octet-stream"
@@ -115,30 +177,20 @@ def _media_type(content_type: bytes) -> bytes:
     return content_type.split(b";", 1)[0].strip().lower()
 
 
-async def _pixels(body: bytes, target: ImageInput, limits: Images) -> RowBytes:
-    """The row of an image. Raises MalformedImage."""
-    image = open_image(body, limits.max_pixels)
-    if image.width * image.height >= limits.decode_in_thread_pixels:
-        pixels = await asyncio.get_running_loop().run_in_executor(_large_decodes, render, image, target)
-    else:
-        pixels = render(image, target)
-    return pixels.tobytes()
-
-
-def _rows(
-    model: ServedModel, spec: TensorSpec, kind: str, body: bytes
-) -> tuple[RowBytes, int] | tuple[list[ShapedRow], int]:
+def _rows(model: ServedModel, plan: _Plan, kind: str, body: bytes) -> tuple[Rows, int]:
     """The rows and how many they are."""
-    if spec.name not in model.inputs:
-        shaped = _shaped_rows(model, spec, kind, body)
+    if plan.row_bytes is None:
+        shaped = _shaped_rows(model, plan.spec, kind, body)
         return shaped, len(shaped)
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
-        return rows_from_json(model.facts, spec, request.instances, None, "instances")
+        return rows_from_json(model.facts, plan.spec, request.instances, None, "instances")
+    if len(body) == plan.row_bytes and plan.spec.datatype != "BOOL":  # the usual case
+        return body, 1
     try:
-        return body, items_in(model.facts, spec, body)
+        return body, items_in(model.facts, plan.spec, body)
     except WrongTensor as error:
-        if not isinstance(model.facts.input, ImageInput):
+        if plan.image is None:
             raise
         raise WrongTensor(f"the body is neither an image ({', '.join(FORMATS)}) nor raw rows: {error}") from error
 
@@ -154,23 +206,9 @@ def _shaped_rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -
     return shaped_rows_from_instances(model.facts, spec, request.instances)
 
 
-def _only_input(model: ServedModel) -> TensorSpec:
-    inputs = model.facts.inputs
-    if len(inputs) != 1:
-        raise WrongTensor(
-            f"model {model.facts.name!r} has {len(inputs)} inputs; /predict serves models with one, "
-            f"/v2/models/{model.facts.name}/infer all"
-        )
-    return inputs[0]
-
-
-def _check_outputs(model: ServedModel) -> None:
-    for spec in model.facts.outputs:
-        if spec.datatype == "BF16":
-            raise WrongTensor(
-                f"output {spec.name!r} is BF16, which JSON has no form for; "
-                f"/v2/models/{model.facts.name}/infer answers it as a binary tensor"
-            )
+def _encode(plan: _Plan, top_k: int, claim: Claim) -> Answer:
+    predictions = _plain(claim) if plan.classification is None else _labelled(claim, plan.classification, top_k)
+    return Answer(b"%s%s}" % (plan.answer_begins, _encoder.encode(predictions)))
 
 
 def _labelled(claim: Claim, classification: Classification, top_k: int) -> list[Labelled]:
@@ -196,8 +234,6 @@ def _plain(claim: Claim) -> list[dict[str, Any]]:
 
 
 def _top_k(query: bytes) -> int:
-    if not query:
-        return DEFAULT_TOP_K
     given = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("top_k", [str(DEFAULT_TOP_K)])[-1]
     digits = given.lstrip("0")
     if not given.isdecimal() or not digits:

@@ -5,9 +5,10 @@
             │  └──anything else──► uvicorn's, until its answer and its request's body are both complete ─┐   │
             └────────────────────────────────────────────────────────────────────────────────────────────┴───┘
 
-A prediction costs no ASGI message, no task and no second pass over its head: the handler's coroutine runs at once, up
-to where it waits for the engine, and goes on when the answer is there (docs/adr/0013 has the microseconds). What
-arrives meanwhile on the same connection waits; a client that sends and does not read is not read either.
+A prediction costs no ASGI message, no task and no second pass over its head: its rows are committed in the turn of the
+event loop that brings its body, and its answer is written in the turn that brings the engine's (docs/adr/0013 has the
+microseconds). What arrives meanwhile on the same connection waits; a client that sends and does not read is not read
+either.
 
 Two changes to uvicorn's own way: an answer goes out in one write, and bad syntax gets our error body.
 """
@@ -19,11 +20,12 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import BodyTimeout, ServiceError
+from service.batching.claim import Claim
+from service.errors import BodyTimeout, EngineError, ServiceError
 from service.frontend.app import CLOSE, Frontend
-from service.frontend.drive import Drive
 from service.frontend.head import MOST_BYTES, Head, parse_head
 from service.frontend.http import Answer, Request, error_body, request_id, response
+from service.frontend.prepared import Prepared
 
 _CONTINUE = b"HTTP/1.1 100"  # the client waits for it before it sends the body
 _MOST_UNREAD_BYTES = 65536  # of requests that wait for the answer to the one before
@@ -81,7 +83,8 @@ class Protocol(HttpToolsProtocol):
         self._request: Request | None = None
         self._body: bytearray | None = None  # while it is incomplete
         self._body_timer: asyncio.TimerHandle | None = None
-        self._drive: Drive[Answer] | None = None
+        self._decoding: asyncio.Task[Prepared] | None = None
+        self._prepared: Prepared | None = None  # committed
         self._unread = b""
         self._close_after = False
         self._answered_at = 0.0
@@ -95,8 +98,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()
-        if self._drive is not None:
-            self._drive.close()  # its slots are free once the engine has answered them
+        self._abandon()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -127,8 +129,7 @@ class Protocol(HttpToolsProtocol):
         """Answer a prediction that is under way with `reason`: the server ends now."""
         if self._head is None or self._request is None:
             return
-        if self._drive is not None:
-            self._drive.close()
+        self._abandon()
         self._body = None
         self._close_after = True
         self._write(reason)
@@ -178,17 +179,50 @@ class Protocol(HttpToolsProtocol):
         assert self._head is not None
         assert self._request is not None
         try:
-            handling = self._frontend.handle(self._head.route, self._request, body)
-        except ServiceError as error:
+            prepared = self._frontend.prepare(self._head.route, self._request, body)
+        except Exception as error:  # noqa: BLE001 `finish` tells what it is
             self._write(error)
             return
-        self._drive = Drive(handling, self._write)
-        self._drive.go_on()
+        if isinstance(prepared, Prepared):
+            self._commit(prepared)
+        else:
+            self._decoding = self.loop.create_task(prepared)
+            self._decoding.add_done_callback(self._decoded)
+
+    def _decoded(self, task: "asyncio.Task[Prepared]") -> None:
+        self._decoding = None
+        if task.cancelled():
+            return  # nobody waits any more
+        if (error := task.exception()) is not None:
+            self._write(error if isinstance(error, Exception) else EngineError("decoding was ended"))
+        elif self._head is None:
+            task.result().claim.release()  # the client left in the turn in which it was decoded
+        else:
+            self._commit(task.result())
+
+    def _commit(self, prepared: Prepared) -> None:
+        assert self._request is not None
+        self._prepared = prepared
+        self._request.decoded()
+        prepared.claim.run(prepared.deadline, prepared.priority, self._done)
+
+    def _done(self, _: Claim) -> None:
+        assert self._prepared is not None
+        assert self._request is not None
+        prepared, self._prepared = self._prepared, None
+        self._write(self._frontend.encode(prepared, self._request))
+
+    def _abandon(self) -> None:
+        """Slots are free once the engine has answered them, or the decoding ends."""
+        if self._decoding is not None:
+            self._decoding.cancel()
+        if self._prepared is not None:
+            self._prepared.claim.release()
+            self._prepared = None
 
     def _write(self, outcome: Answer | Exception) -> None:
         assert self._head is not None
         assert self._request is not None
-        self._drive = None
         answer = self._frontend.finish(self._request, outcome)
         close = self._close_after or not self._head.keep_alive or CLOSE in answer.headers
         if close and CLOSE not in answer.headers:

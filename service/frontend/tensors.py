@@ -27,14 +27,15 @@ _HEAD_BYTES = 256  # brackets, and the white space that pretty printing puts bet
 
 def check_shape(facts: ModelFacts, spec: TensorSpec, shape: list[int]) -> int:
     """The number of items. Raises WrongTensor unless `shape` is [n, *item shape] with n >= 1, or the item's alone."""
-    if facts.batch_axis and tuple(shape[1:]) == spec.shape[1:] and min(shape, default=0) > 0:  # the usual case
-        return shape[0]
     if facts.batch_axis:
         n_items, given = (shape[0], shape[1:]) if shape else (0, [])
     else:
         n_items, given = 1, shape
-    if n_items < 1 or not item_fits(facts, spec, given):
+    usual = tuple(given) == spec.shape[1:] and min(given, default=0) >= 0 and facts.batch_axis
+    if n_items < 1 or not (usual or item_fits(facts, spec, given)):
         raise WrongTensor(f"input {spec.name!r} has shape {shape}; expected {shape_text(facts, spec)}")
+    if 0 in given and n_items > facts.capacity:  # items without elements, of which no count of values or bytes tells
+        raise WrongTensor(f"input {spec.name!r} has shape {shape}; expected at most {facts.capacity} items")
     return n_items
 
 

@@ -311,3 +311,12 @@ def test_every_other_model_was_measured(any_http: httpx.Client, any_server: Serv
     log = any_server.log()
     assert log.count("is served without having been measured") == 1
     assert len(any_http.get("/v2/models").json()["models"]) == log.count("is ready after")
+
+
+@pytest.mark.parametrize("model", ["ragged", "words"])
+def test_billions_of_items_without_elements_are_refused_at_once(any_http: httpx.Client, model: str) -> None:
+    inputs = any_http.get(f"/v2/models/{model}").json()["inputs"]
+    given = [{"name": t["name"], "shape": [2**33, 0], "datatype": t["datatype"], "data": []} for t in inputs]
+    answer = any_http.post(f"/v2/models/{model}/infer", json={"inputs": given})
+    assert answer.status_code == 400
+    assert "8589934592" in answer.json()["error"]

@@ -63,8 +63,8 @@ async def ask(client: Client, name: str, tensor: str, items: list[np.ndarray]) -
     model = client.known(name)
     assert model is not None
     with model.claim(len(items)) as claim:
-        claim.write_shaped(tensor, [ShapedRow(item.shape, item.tobytes()) for item in items])
-        await answered(claim.run(FAR))
+        claim.write(tensor, [ShapedRow(item.shape, item.tobytes()) for item in items])
+        await answered(claim, FAR)
         rows = claim.read_shaped(next(iter(model.shaped_outputs)))
         return [ShapedRow(row.shape, bytes(row.data)) for row in rows]
 
@@ -110,8 +110,8 @@ async def test_an_output_too_large_for_its_row_fails_alone_within_its_batch(
         model = client.known("repeated")
         assert model is not None
         with model.claim(1) as claim:
-            claim.write_shaped("x", [ShapedRow((), len(text).to_bytes(4, "little") + text)])
-            await answered(claim.run(FAR))
+            claim.write("x", [ShapedRow((), len(text).to_bytes(4, "little") + text)])
+            await answered(claim, FAR)
             return bytes(claim.read_shaped("y")[0].data)
 
     texts = [b"a", b"b" * 1000, b"c", b"d"]  # five times 1000 bytes are more than a row holds

@@ -18,7 +18,7 @@ from service.engine.instance import Instance
 from service.engine.loop import Engine
 from service.errors import DeadlineExceeded, EngineDied, EngineError
 from tests.integration.conftest import SETTINGS, Start
-from tests.support.claims import answered
+from tests.support.claims import answered, deadline_in
 
 FACTORS = {"tenfold": 10, "negative": -1, "slow": 1, "picky": 1}
 
@@ -34,7 +34,7 @@ async def ask(
 ) -> tuple[list[int], Timings]:
     with found(client, name).claim(len(values)) as claim:
         claim.write("x", np.array(values).tobytes())
-        timings = await answered(claim.run(time.monotonic_ns() + int(lifetime_s * 1e9), priority))
+        timings = await answered(claim, deadline_in(lifetime_s), priority)
         return claim.read("y")[:, 0].tolist(), timings
 
 

@@ -4,6 +4,7 @@ The CPU's provider takes the graph number of a run and does nothing with it, so 
 """
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from service.engine.pinned import Memory
 from service.engine.providers import Gpu, Node
 from service.engine.repository import FoundVersion, load_version
 from service.engine.session import RunFailed, Session, UnservableModel
+from service.engine.tuned import Knobs
 from tests.integration.conftest import SETTINGS
 from tests.support.build_models import build_repository
 
@@ -135,6 +137,15 @@ def test_a_batch_runs_as_its_plan_and_each_item_gets_its_own_answer(
         np.testing.assert_array_equal(arena.outputs["same"].array[slots], arena.inputs["x"].array[slots])
 
 
+def test_small_batches_are_not_padded_to_a_large_one_that_alone_was_measured(models: Path) -> None:
+    instance, _ = open_bound(models / "echo" / "1" / MODEL_FILE, 16)
+    before = list(instance._plans)
+    instance.learn({16: 1.0})
+    assert instance._plans == before
+    instance.learn({1: 5.0, 2: 1.0, 16: 1.0})
+    assert instance._plans == [before[0], (2,), *before[2:]]
+
+
 def test_a_row_that_made_a_run_fail_is_not_padding_of_the_next(models: Path, memory: None) -> None:
     instance, arena = open_bound(models / "picky" / "1" / MODEL_FILE, 4)
     rows = arena.inputs["x"].array
@@ -228,6 +239,20 @@ def test_a_version_loads_through_the_gpu_path(name: str, models: Path, monkeypat
     assert isinstance(instance, BoundInstance)
     assert {1, 2, 4, 8} == loaded.setup.rates.keys() == instance._buckets.keys()
     assert instance._plans[8] == (8,) or sum(instance._plans[8]) >= 8
+
+
+def test_a_tuned_version_runs_in_buckets_that_have_learnt(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "open_session", lambda model, settings, _: GpuSession(model, "cpu", settings.gpu))
+    monkeypatch.setattr(repository, "_tuned", lambda *_: Knobs(2, 1, 4, 300))
+    learnt: list[object] = []
+    monkeypatch.setattr(BoundInstance, "learn", lambda _, seconds: learnt.append(seconds))
+    loaded = load_version(FoundVersion("echo", "1", models / "echo" / "1"), replace(SETTINGS, tune_budget_s=5.0))
+    os.close(loaded.arena_fd)
+    setup = loaded.setup
+    assert (len(setup.instances), setup.max_batch_size, loaded.max_queue_delay_us) == (2, 4, 300)
+    assert all(isinstance(each, BoundInstance) and list(each._buckets) == [1, 2, 4] for each in setup.instances)
+    assert learnt == [setup.seconds] * 2
+    assert list(setup.seconds) == [1, 2, 4]
 
 
 def test_a_model_left_to_the_cpu_is_refused_and_may_be_allowed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

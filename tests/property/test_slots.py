@@ -19,7 +19,7 @@ from service.batching.claim import Claim
 from service.batching.client import Client
 from service.batching.link import ANSWER, Kind, ModelFacts, ModelReady, ModelsLoaded, Status, link_pair
 from service.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
-from tests.support.claims import Wait
+from tests.support.claims import Wait, deadline_in
 
 CAPACITY = 8
 INPUTS = (TensorSpec("x", "INT64", (-1, 2)),)
@@ -96,7 +96,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(data=st.data(), lifetime_s=st.sampled_from([-1.0, 1000.0]))
     def commit(self, data: st.DataObject, lifetime_s: float) -> None:
         claim, values = self.claimed.pop(data.draw(st.integers(0, len(self.claimed) - 1)))
-        future = Wait(claim.run(time.monotonic_ns() + int(lifetime_s * 1e9)))
+        future = Wait(claim, deadline_in(lifetime_s))
         self.awaited.append((claim, future, values))
         self.turn()
         self.engine_reads()
@@ -150,8 +150,7 @@ class SlotMachine(RuleBasedStateMachine):
 
     def release(self, claim: Claim, future: Wait, values: list[int]) -> None:
         self.awaited.remove((claim, future, values))
-        claim.__exit__(None, None, None)
-        future.cancel() if not future.done() else future.exception()
+        claim.release()
         if not self.dead and set(claim.slots) & set(self.at_engine):
             self.abandoned.append(claim)
 
@@ -182,8 +181,6 @@ class SlotMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "client"):
-            for _, future, _ in self.awaited:
-                future.cancel() if not future.done() else future.exception()
             self.client.close()
             self.engine.close()
             self.turn()

@@ -1,38 +1,41 @@
-"""Awaiting claims in tests, which run in tasks."""
+"""Waiting for claims in tests."""
 
-from service.batching.claim import Claim, Timings
-from service.frontend.drive import Drive, driven
+import asyncio
+import time
+
+from service.batching.claim import DEFAULT_PRIORITY, Claim, Timings
 
 
-async def answered(claim: Claim) -> Timings:
-    """What `await claim` gives, or raises, where `Drive` runs it."""
+def deadline_in(seconds: float) -> int:
+    return time.monotonic_ns() + int(seconds * 1e9)
 
-    async def wait() -> Timings:
-        return await claim
 
-    return await driven(wait())
+async def answered(claim: Claim, deadline: int, priority: int = DEFAULT_PRIORITY) -> Timings:
+    """Commit, and wait."""
+    done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
+    claim.run(deadline, priority, done.set_result)
+    return (await done).result()
 
 
 class Wait:
-    """A claim that is waited for without a task, with what a test asks of a future."""
+    """A committed claim that is waited for without a task, with what a test asks of a future."""
 
-    def __init__(self, claim: Claim) -> None:
-        async def wait() -> Timings:
-            return await claim
-
-        self._outcome: Timings | Exception | None = None
-        self._drive = Drive(wait(), self._ended)
-        self._drive.go_on()
+    def __init__(self, claim: Claim, deadline: int) -> None:
+        self._claim = claim
+        self._done = False
+        claim.run(deadline, DEFAULT_PRIORITY, self._answered)
 
     def done(self) -> bool:
-        return self._outcome is not None
+        return self._done
 
     def exception(self) -> Exception | None:
-        return self._outcome if isinstance(self._outcome, Exception) else None
+        try:
+            self._claim.result()
+        except Exception as error:
+            return error
+        return None
 
-    def cancel(self) -> None:
-        self._drive.close()
-
-    def _ended(self, outcome: Timings | Exception) -> None:
-        assert self._outcome is None, "answered twice"
-        self._outcome = outcome
+    def _answered(self, claim: Claim) -> None:
+        assert not self._done, "answered twice"
+        assert claim is self._claim
+        self._done = True

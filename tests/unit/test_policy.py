@@ -32,9 +32,24 @@ def queue_of(*items: WaitingItem) -> WaitingQueue:
     ],
 )
 def test_an_idle_instance_takes_its_fair_share(waiting: int, idle: int, largest: int, expected: int) -> None:
-    assert batch_size(waiting, idle, largest) == expected
+    assert batch_size(waiting, idle, Limits(largest)) == expected
     taken = queue_of(*(item(slot) for slot in range(waiting))).take(0, idle, Limits(largest))
     assert [each.slot for each in taken.batch] == list(range(expected))
+
+
+@pytest.mark.parametrize(
+    ("waiting", "idle", "expected"),
+    [(1, 2, 4), (4, 2, 4), (8, 2, 4), (9, 2, 5), (100, 2, 16)],
+)
+def test_a_share_is_not_smaller_than_what_is_worth_waking_another_instance_for(
+    waiting: int, idle: int, expected: int
+) -> None:
+    assert batch_size(waiting, idle, Limits(16, smallest_share=4)) == expected
+
+
+def test_fewer_items_than_the_smallest_share_run_at_once() -> None:
+    taken = queue_of(item(0), item(1), item(2)).take(0, 2, Limits(16, smallest_share=4))
+    assert [each.slot for each in taken.batch] == [0, 1, 2]
 
 
 def test_priority_goes_before_deadline_and_deadline_before_arrival() -> None:
