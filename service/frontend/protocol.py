@@ -80,6 +80,24 @@ class HeadWithBody:
 class Protocol(HttpToolsProtocol):
     """Of one connection, in the event loop's thread."""
 
+    # Beside these there is uvicorn's dictionary, which Python keeps small for up to 30 names. With hundreds of
+    # connections their state is what does not fit the processor's cache.
+    __slots__ = (
+        "_answered_at",
+        "_body",
+        "_body_timer",
+        "_close_after",
+        "_decoding",
+        "_frontend",
+        "_head",
+        "_idle_timer",
+        "_prepared",
+        "_request",
+        "_socket",
+        "_unread",
+        "_uvicorn_reads",
+        "_uvicorn_unanswered",
+    )
     _date = Date()
 
     def __init__(self, *args: Any, **options: Any) -> None:
