@@ -20,8 +20,8 @@ from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTenso
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
 LOWEST_PRIORITY = 255  # a byte on the link
 
-Commit = Callable[["Claim", int], None]
-"""Register the claim's slots and send their numbers, with a priority."""
+Commit = Callable[["Claim"], None]
+"""Register the claim's slots and send their numbers."""
 
 
 class Timings(NamedTuple):
@@ -32,7 +32,7 @@ class Timings(NamedTuple):
     batch_size: int
 
 
-_NO_TIMINGS = Timings(0, 0, 0)
+_NO_TIMINGS = (0, 0, 0)
 
 
 class ModelObserver:
@@ -65,7 +65,7 @@ class ServedModel:
     ) -> None:
         self.facts = facts
         self.observer = observer
-        self._commit = commit
+        self.commit = commit
         self.index = index
         self.inputs = arena.inputs
         self.outputs = arena.outputs
@@ -85,30 +85,34 @@ class ServedModel:
         """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""
         free = self.free
         if n_items == 1 and free:
-            return Claim(self, [free.pop()], self._commit)
+            return Claim(self, [free.pop()])
         if not 0 < n_items <= self.capacity:
             raise WrongTensor(f"{n_items} items in one request; expected 1 to {self.capacity}")
         if n_items > len(free):
             raise Overloaded(
                 f"model {self.facts.name!r} is overloaded: {self.in_flight} items in flight, room for {self.capacity}"
             )
-        return Claim(self, [free.pop() for _ in range(n_items)], self._commit)
+        return Claim(self, [free.pop() for _ in range(n_items)])
 
 
 class Claim:
-    """Slots of one request, from claim to release. As a context manager it is released at the end."""
+    """Slots of one request, from claim to release. As a context manager it is released at the end.
 
-    __slots__ = ("_commit", "_done", "_error", "_released", "_timings", "deadline", "model", "slots", "unanswered")
+    deadline   monotonic ns; items still waiting then are not run. Set before `run`, as is `priority`
+    error      what became of it, once done: DeadlineExceeded, EngineError or EngineDied; None: the outputs can be read
+    timings    of the slowest item, as in `Timings`
+    """
 
-    def __init__(self, model: ServedModel, slots: list[SlotIndex], commit: Commit) -> None:
+    __slots__ = ("_done", "_released", "deadline", "error", "model", "priority", "slots", "timings", "unanswered")
+
+    def __init__(self, model: ServedModel, slots: list[SlotIndex]) -> None:
         self.model = model
         self.slots = slots
+        self.priority = DEFAULT_PRIORITY
         self.deadline = 0
-        self.unanswered = 0
-        self._commit: Commit | None = commit
-        self._done: Callable[[Claim], None] | None = None
-        self._error: Exception | None = None
-        self._timings = _NO_TIMINGS
+        self.unanswered = -1  # not committed
+        self.error: Exception | None = None
+        self.timings: tuple[int, int, int] = _NO_TIMINGS
         self._released = False
 
     def __enter__(self) -> Self:
@@ -140,35 +144,24 @@ class Claim:
         region = self.model.shaped_outputs[name]
         return [ShapedRow(region.shape(slot), region.data(slot)) for slot in self.slots]
 
-    def run(self, deadline: int, priority: int, done: Callable[["Claim"], None]) -> None:
-        """Commit the rows. `done` is called once: when every item is answered, or the wait for them given up.
-
-        deadline   monotonic ns; items still waiting then are not run
-        """
-        commit, self._commit = self._commit, None
-        assert commit is not None, "bug: a claim is committed once"
-        self.deadline = deadline
+    def run(self, done: Callable[["Claim"], None]) -> None:
+        """Commit the rows. `done` is called once: when every item is answered, or the wait for them given up."""
+        assert self.unanswered < 0, "bug: a claim is committed once"
         self.unanswered = len(self.slots)
-        self._done = done
-        commit(self, priority)
-
-    def result(self) -> Timings:
-        """Once done. Raises DeadlineExceeded, EngineError or EngineDied; else the outputs can be read."""
-        if self._error is not None:
-            raise self._error
-        return self._timings
+        self._done: Callable[[Claim], None] | None = done
+        self.model.commit(self)
 
     def release(self) -> None:
         """The slots are free: now, or, where the engine still holds some, once it has answered them. Nobody waits."""
         self._released = True
         self._done = None
-        if not self.unanswered:
+        if self.unanswered <= 0:
             self.model.free.extend(reversed(self.slots))
 
     def answered(self, status: int, queue_us: int, compute_us: int, batch_size: int) -> None:
         self.unanswered -= 1
-        if queue_us >= self._timings[0]:
-            self._timings = Timings(queue_us, compute_us, batch_size)
+        if queue_us >= self.timings[0]:
+            self.timings = (queue_us, compute_us, batch_size)
         if self._released:
             if not self.unanswered:
                 self.release()
@@ -179,8 +172,8 @@ class Claim:
 
     def fail(self, error: Exception) -> None:
         """Give up waiting; slots that the engine still holds stay held."""
-        if self._error is None:
-            self._error = error
+        if self.error is None:
+            self.error = error
             self._settle()
 
     def _settle(self) -> None:

@@ -2,7 +2,7 @@
 
     with model.claim(n_items) as claim:                 Overloaded when there are not n free slots
         claim.write(name, rows)
-        timings = await claim.run(deadline)             DeadlineExceeded · EngineError · EngineDied
+        claim.run(done)                                 done: claim.error, or claim.timings and outputs to read
         claim.read(name)
     the slots are free again: at once, or, where the wait was given up, when the engine has answered them
 
@@ -35,6 +35,8 @@ from service.errors import DeadlineExceeded, EngineDied
 
 log = logging.getLogger(__name__)
 
+_SEND_AT = 8  # commits: the engine runs them while this turn of the event loop decodes more
+_COMMIT, _pack = int(Kind.COMMIT), COMMIT.pack
 _SWEEP_SECONDS = 0.05  # how late an answer to an expired request may be while the engine is busy
 
 
@@ -48,7 +50,7 @@ class Observer:
 class Client:
     """Of one frontend to one engine. Models appear and go as the engine says.
 
-    changed   called when everything is loaded, and when the engine is lost
+    changed   called when a model appears, when all are loaded, and when the engine is lost
     """
 
     def __init__(
@@ -92,20 +94,19 @@ class Client:
             return None
         return versions[next(reversed(versions))] if version is None else versions.get(version)
 
-    def _commit(self, claim: Claim, priority: int) -> None:
+    def _commit(self, claim: Claim) -> None:
         if not self.alive:
             claim.unanswered = 0
             claim.fail(EngineDied("the engine is gone"))
             return
         model = claim.model
-        index = model.index
         now = time.monotonic_ns()
         for slot in claim.slots:
             model.owners[slot] = claim
-            self._outgoing.append(COMMIT.pack(Kind.COMMIT, priority, index, slot, now, claim.deadline))
+            self._outgoing.append(_pack(_COMMIT, claim.priority, model.index, slot, now, claim.deadline))
         if len(self._outgoing) == len(claim.slots):  # the first of this turn
             self._loop.call_soon(self._send)
-        elif len(self._outgoing) >= 8:
+        elif len(self._outgoing) >= _SEND_AT:
             self._send()
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -142,12 +143,13 @@ class Client:
             self._engine_died()
 
     def _answered(self, answers: list[Answer]) -> None:
+        by_index = self._by_index
         for _, status, index, slot, queue_us, compute_us, batch_size, first, _ in answers:
-            model = self._by_index[index]
-            model.owners.pop(slot).answered(status, queue_us, compute_us, batch_size)
+            model = by_index[index]
             model.observer.item_answered(queue_us)
             if first:
                 model.observer.batch_answered(batch_size, compute_us)
+            model.owners.pop(slot).answered(status, queue_us, compute_us, batch_size)
 
     def _apply(self, event: Event, descriptor: int | None) -> None:
         match event:
@@ -161,6 +163,7 @@ class Client:
                 self._by_index[event.index] = model
                 versions = self._models.get(facts.name, {}) | {facts.version: model}
                 self._models[facts.name] = dict(sorted(versions.items(), key=lambda item: version_key(item[0])))
+                self._changed()
             case ModelFailed():
                 self.failures[event.name, event.version] = event.reason
             case ModelsLoaded():

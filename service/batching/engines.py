@@ -18,12 +18,14 @@ class Engines:
     def __init__(self, links: list[Link], observer: Observer | None = None) -> None:
         self._observer = observer
         self._changed = asyncio.Event()
-        self._clients = [Client(link, observer, self._changed.set) for link in links]
+        self._clients = [Client(link, observer, self._change) for link in links]
+        self._found: dict[tuple[str, str | None], ServedModel] = {}  # of a single engine, since its last change
 
     def connect(self, engine: int, link: Link) -> None:
         """A link to the successor of an engine that is gone."""
         self._clients[engine].close()
-        self._clients[engine] = Client(link, self._observer, self._changed.set)
+        self._clients[engine] = Client(link, self._observer, self._change)
+        self._found.clear()
 
     def close(self) -> None:
         """Leave all links. Requests in flight fail with EngineDied."""
@@ -91,9 +93,17 @@ class Engines:
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         """As `known`. Raises UnknownModel, ModelNotReady."""
+        if (model := self._found.get((name, version))) is not None:
+            return model
         if (model := self.known(name, version)) is None:
             raise self._absent(name, version)
+        if len(self._clients) == 1:
+            self._found[name, version] = model
         return model
+
+    def _change(self) -> None:
+        self._found.clear()
+        self._changed.set()
 
     def _absent(self, name: str, version: str | None) -> UnknownModel | ModelNotReady:
         """Say why there is no such model: loading, refused, or never heard of."""

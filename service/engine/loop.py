@@ -26,13 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from service.batching.link import ANSWER, Kind, Link, ModelFailed, ModelsLoaded
+from service.batching.link import Link, ModelFailed, ModelsLoaded
 from service.batching.policy import Limits, WaitingItem, WaitingQueue
 from service.engine.instance import Instance
 from service.engine.links import Links
 from service.engine.loader import load_all
 from service.engine.repository import LoadedVersion, ModelSettings
-from service.engine.run import Result, expire, run_batch
+from service.engine.run import Answered, expire, run_batch
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +128,10 @@ class Engine:
     def _execute(self) -> None:
         finished: _Work | None = None
         while (work := self._next_work(finished)) is not None:
-            results = expire(work.expired)
+            answers = expire(work.expired, work.model.index) if work.expired else []
             if work.instance is not None:
-                results += run_batch(work.instance, work.batch)
-            self._answer(work.model, results)
+                answers += run_batch(work.instance, work.batch, work.model.index)
+            self._answer(answers)
             finished = work
         self._ring()  # the next one, so that all see the end
 
@@ -185,13 +185,16 @@ class Engine:
         return None, retry_at
 
     def _read_links(self) -> None:
+        new = tuple.__new__
         for frontend, commits in self._links.receive():
             for _, priority, model, slot, committed_at, deadline in commits:
                 self._arrivals += 1
                 ready = self._models[model]
                 key = ready.key_of(slot) if ready.key_of else ()
-                item = WaitingItem(priority, deadline, self._arrivals, slot, frontend, committed_at, key)
-                ready.waiting.push(item)
+                # What WaitingItem(...) does, without a call of a function in Python.
+                ready.waiting.push(
+                    new(WaitingItem, (priority, deadline, self._arrivals, slot, frontend, committed_at, key))
+                )
 
     def _wait(self, seconds: float | None) -> None:
         """Until something arrives, a bell rings, or the time is over; the kernel wakes one waiter for each event."""
@@ -208,11 +211,13 @@ class Engine:
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _answer(self, model: _Model, results: list[Result]) -> None:
+    def _answer(self, answers: list[Answered]) -> None:
+        if self._n_frontends == 1:
+            self._links.send(0, b"".join([record for _, record in answers]))
+            return
         by_frontend: dict[int, list[bytes]] = {}
-        for item, status, queue_us, compute_us, batch, first in results:
-            record = ANSWER.pack(Kind.ANSWER, status, model.index, item.slot, queue_us, compute_us, batch, first, 0)
-            by_frontend.setdefault(item.frontend, []).append(record)
+        for frontend, record in answers:
+            by_frontend.setdefault(frontend, []).append(record)
         for frontend, records in by_frontend.items():
             self._links.send(frontend, b"".join(records))
 

@@ -1,10 +1,10 @@
-"""Runs a batch so that an item that makes the run fail does not fail its neighbours."""
+"""Runs a batch and makes its items' answers, so that one that makes the run fail does not fail its neighbours."""
 
 import logging
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from service.batching.link import Status
+from service.batching.link import ANSWER, Kind, Status
 from service.batching.policy import WaitingItem
 from service.engine.instance import Instance
 from service.engine.rows import RowTooLarge
@@ -12,38 +12,45 @@ from service.engine.session import RunFailed
 
 log = logging.getLogger(__name__)
 
+_KIND, _pack = int(Kind.ANSWER), ANSWER.pack
 
-class Result(NamedTuple):
-    """One item's. `first` marks one item of each batch, so that batches can be counted, not only items."""
-
-    item: WaitingItem
-    status: Status
-    queue_us: int
-    compute_us: int
-    batch_size: int
-    first: bool
+Answered = tuple[int, bytes]
+"""A frontend, and an item's record for it."""
 
 
-def expire(items: list[WaitingItem]) -> list[Result]:
+def expire(items: Sequence[WaitingItem], model: int) -> list[Answered]:
     """Answers for items whose deadline passed while they waited."""
     now = time.monotonic_ns()
-    return [Result(item, Status.EXPIRED, (now - item.committed_at) // 1000, 0, 0, False) for item in items]
+    return [
+        (item.frontend, _pack(_KIND, Status.EXPIRED, model, item.slot, (now - item.committed_at) // 1000, 0, 0, 0, 0))
+        for item in items
+    ]
 
 
-def run_batch(instance: Instance, batch: list[WaitingItem]) -> list[Result]:
-    """Run a batch; where it fails, its halves, until the items that make it fail stand alone."""
+def run_batch(instance: Instance, batch: Sequence[WaitingItem], model: int) -> list[Answered]:
+    """Run a batch; where it fails, its halves, until the items that make it fail stand alone.
+
+    One item of each batch is marked as its first, so that batches can be counted, not only items.
+    """
     taken_at = time.monotonic_ns()
-    status = Status.OK
+    status = 0
     try:
         instance.run([item.slot for item in batch])
     except RunFailed as error:
         if len(batch) > 1:
             half = len(batch) // 2
-            return run_batch(instance, batch[:half]) + run_batch(instance, batch[half:])
+            return run_batch(instance, batch[:half], model) + run_batch(instance, batch[half:], model)
         log.error("a run failed on one item: %s", error)
-        status = Status.TOO_LARGE if isinstance(error, RowTooLarge) else Status.FAILED
-    compute_us = (time.monotonic_ns() - taken_at) // 1000
+        status = int(Status.TOO_LARGE if isinstance(error, RowTooLarge) else Status.FAILED)
+    n, compute_us = len(batch), (time.monotonic_ns() - taken_at) // 1000
+    first = batch[0]
     return [
-        Result(item, status, (taken_at - item.committed_at) // 1000, compute_us, len(batch), i == 0)
-        for i, item in enumerate(batch)
+        (
+            item.frontend,
+            _pack(
+                *(_KIND, status, model, item.slot),
+                *((taken_at - item.committed_at) // 1000, compute_us, n, item is first, 0),
+            ),
+        )
+        for item in batch
     ]

@@ -89,19 +89,24 @@ class Frontend:
 
     def encode(self, prepared: Prepared, request: Request) -> Answer | Exception:
         """The answer of a claim that is done, which is released."""
+        claim, encode = prepared
+        if claim.error is not None:
+            claim.release()
+            return claim.error
+        request.timings = claim.timings
         try:
-            request.timings = prepared.claim.result()
-            return prepared.encode(prepared.claim)
+            answer = encode(claim)
         except Exception as error:  # noqa: BLE001 `finish` tells what it is
             return error
         finally:
-            prepared.claim.release()
+            claim.release()
+        return answer
 
     def finish(self, request: Request, outcome: Answer | Exception) -> Answer:
         """What the client gets, whatever happened; and it is counted."""
         answer = outcome if isinstance(outcome, Answer) else _refusal(outcome, request)
         if self.health.state == "leaving":
-            answer.headers.append(CLOSE)
+            answer.headers += (CLOSE,)
         counts = self._metrics.unknown if request.model is None else request.model.observer
         microseconds = (time.monotonic_ns() - request.received_at) // 1000
         counts.request_answered(answer.status, microseconds, request.timings is not None)
@@ -117,7 +122,7 @@ class Frontend:
             request.model = self._find(route)
             server = self._settings.server
             body = await read_body(request.headers, receive, server.max_body_bytes, server.body_timeout_s)
-            request.body_is_complete()
+            request.body_at = time.monotonic_ns()
             outcome = await self._outcome(route, request, body)
         except ClientDisconnected:
             return
@@ -133,10 +138,10 @@ class Frontend:
         prepared = self.prepare(route, request, body)
         if not isinstance(prepared, Prepared):
             prepared = await prepared
-        request.decoded()
+        request.committed_at = time.monotonic_ns()
         done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         try:
-            prepared.claim.run(prepared.deadline, prepared.priority, done.set_result)
+            prepared.claim.run(done.set_result)
             await done
         except asyncio.CancelledError:
             prepared.claim.release()
@@ -152,11 +157,11 @@ class Frontend:
 def _refusal(error: Exception, request: Request) -> Answer:
     match error:
         case EngineError():
-            return error_answer(EngineError(f"{error} (request {request.id})"))
+            return error_answer(EngineError(f"{error} (request {request.id.decode()})"))
         case ServiceError():
             return error_answer(error)
-    log.error("bug: request %s failed", request.id, exc_info=error)
-    return error_answer(EngineError(f"internal error (request {request.id})"))
+    log.error("bug: request %s failed", request.id.decode(), exc_info=error)
+    return error_answer(EngineError(f"internal error (request {request.id.decode()})"))
 
 
 def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -> Litestar:
@@ -208,7 +213,7 @@ def _with_headers(send: Send, request: Request, health: admin.Health) -> Send:
         if message["type"] == "http.response.start":
             message["headers"] = [
                 *message.get("headers", []),
-                (b"x-request-id", request.id.encode()),
+                (b"x-request-id", request.id),
                 (b"server-timing", server_timing(request)),
                 *([CLOSE] if health.state == "leaving" else []),
             ]

@@ -141,7 +141,7 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     head = msgspec.json.encode(answer)
     if not blobs:
         return Answer(head, JSON)
-    return Answer(b"".join([head, *blobs]), BINARY, headers=[(HEADER_LENGTH, b"%d" % len(head))])
+    return Answer(b"".join([head, *blobs]), BINARY, headers=((HEADER_LENGTH, b"%d" % len(head)),))
 
 
 def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) -> Prepared:
@@ -149,8 +149,9 @@ def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) ->
     parsed = parse(model, request.headers, body)
     if parsed.timeout_us:
         deadline = min(deadline, request.received_at + parsed.timeout_us * 1000)
-    claim = claim_rows(model, parsed.n_items, parsed.rows)
-    return Prepared(claim, deadline, partial(encode, parsed), parsed.priority)
+    claim = claim_rows(model, parsed.n_items, parsed.rows, deadline)
+    claim.priority = parsed.priority
+    return Prepared(claim, partial(encode, parsed))
 
 
 def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:

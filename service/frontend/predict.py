@@ -27,7 +27,7 @@ from service.frontend.decode import FORMATS, looks_like_image, open_image, rende
 from service.frontend.http import Answer, Request, decode_json
 from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import nested_values, shaped_rows_from_instances
-from service.frontend.tensors import items_in, rows_from_json, shape_text, to_json
+from service.frontend.tensors import items_in, rows_from_json, shape_text
 from service.settings import Images
 
 DEFAULT_TOP_K = 5
@@ -64,16 +64,17 @@ class _Plan(NamedTuple):
     """What is the same for every request to a version.
 
     spec           of its only input
-    row_bytes      of that; None where items differ in size
+    row_bytes      of an item, where they are all of one size and any byte is fine; else -1
     answer_begins  everything in front of the predictions
+    encode         with as many labels as nobody asked for
     refusal        why its tensors do not fit here; "" where they do
     """
 
     spec: TensorSpec
-    row_bytes: int | None
+    row_bytes: int
     image: ImageInput | None
-    classification: Classification | None
     answer_begins: bytes
+    encode: Callable[[Claim], Answer]
     refusal: str
 
 
@@ -82,28 +83,42 @@ def prepare(
 ) -> Prepared | Coroutine[Any, Any, Prepared]:
     """A coroutine where a thread decodes a large image. Raises ServiceError."""
     plan: _Plan = model.plans.get("predict") or _make_plan(model)
-    encode = functools.partial(_encode, plan, _top_k(request.query) if request.query else DEFAULT_TOP_K)
+    encode = _encoding(model.facts, plan.answer_begins, _top_k(request.query)) if request.query else plan.encode
     kind = _kind(plan, request.headers.get(b"content-type", b""), body)
+    if kind == "rows" and len(body) == plan.row_bytes:  # the usual case
+        claim = model.claim(1)
+        claim.deadline = deadline
+        claim.write(plan.spec.name, body)
+        return Prepared(claim, encode)
     if plan.refusal:
         raise WrongTensor(plan.refusal)
     if kind == "image":
         return _prepare_image(model, plan, body, images, deadline, encode)
     rows, n_items = _rows(model, plan, kind, body)
-    return Prepared(claim_rows(model, n_items, {plan.spec.name: rows}), deadline, encode)
+    return Prepared(claim_rows(model, n_items, {plan.spec.name: rows}, deadline), encode)
 
 
 def _make_plan(model: ServedModel) -> _Plan:
     facts = model.facts
     spec = facts.inputs[0] if facts.inputs else TensorSpec("", "BOOL", ())
+    plain_rows = spec.name in model.inputs and spec.datatype != "BOOL"
+    begins = _encoder.encode({"model": facts.name, "version": facts.version})[:-1] + b',"predictions":'
+    refusal = _misfit(facts)
     plan = model.plans["predict"] = _Plan(
         spec,
-        row_bytes(spec, facts.batch_axis) if spec.name in model.inputs else None,
+        row_bytes(spec, facts.batch_axis) if plain_rows and not refusal else -1,
         facts.input if isinstance(facts.input, ImageInput) else None,
-        facts.classification,
-        _encoder.encode({"model": facts.name, "version": facts.version})[:-1] + b',"predictions":',
-        _misfit(facts),
+        begins,
+        _encoding(facts, begins, DEFAULT_TOP_K),
+        refusal,
     )
     return plan
+
+
+def _encoding(facts: ModelFacts, begins: bytes, top_k: int) -> Callable[[Claim], Answer]:
+    if facts.classification is None:
+        return functools.partial(_encode_plain, begins)
+    return functools.partial(_encode_labels, begins, facts.classification, top_k)
 
 
 def _misfit(facts: ModelFacts) -> str:
@@ -133,11 +148,12 @@ def _prepare_image(
     target = plan.image
     assert target is not None, "bug: an image for a model that takes none"
     claim = model.claim(1)
+    claim.deadline = deadline
     try:
         image = open_image(body, images.max_pixels)
         if image.width * image.height < images.decode_in_thread_pixels:
             claim.write(plan.spec.name, render(image, target).tobytes())
-            return Prepared(claim, deadline, encode)
+            return Prepared(claim, encode)
     except BaseException:
         claim.release()
         raise
@@ -150,7 +166,7 @@ def _prepare_image(
         except BaseException:
             claim.release()
             raise
-        return Prepared(claim, deadline, encode)
+        return Prepared(claim, encode)
 
     return decode()
 
@@ -179,14 +195,12 @@ def _media_type(content_type: bytes) -> bytes:
 
 def _rows(model: ServedModel, plan: _Plan, kind: str, body: bytes) -> tuple[Rows, int]:
     """The rows and how many they are."""
-    if plan.row_bytes is None:
+    if plan.spec.name not in model.inputs:
         shaped = _shaped_rows(model, plan.spec, kind, body)
         return shaped, len(shaped)
     if kind == "json":
         request: Instances = decode_json(body, Instances, "the prediction request")
         return rows_from_json(model.facts, plan.spec, request.instances, None, "instances")
-    if len(body) == plan.row_bytes and plan.spec.datatype != "BOOL":  # the usual case
-        return body, 1
     try:
         return body, items_in(model.facts, plan.spec, body)
     except WrongTensor as error:
@@ -206,12 +220,7 @@ def _shaped_rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -
     return shaped_rows_from_instances(model.facts, spec, request.instances)
 
 
-def _encode(plan: _Plan, top_k: int, claim: Claim) -> Answer:
-    predictions = _plain(claim) if plan.classification is None else _labelled(claim, plan.classification, top_k)
-    return Answer(b"%s%s}" % (plan.answer_begins, _encoder.encode(predictions)))
-
-
-def _labelled(claim: Claim, classification: Classification, top_k: int) -> list[Labelled]:
+def _encode_labels(begins: bytes, classification: Classification, top_k: int, claim: Claim) -> Answer:
     """The most probable labels of each item, best first."""
     labels = classification.labels
     predictions = []
@@ -219,18 +228,19 @@ def _labelled(claim: Claim, classification: Classification, top_k: int) -> list[
         best = sorted(range(len(labels)), key=row.__getitem__, reverse=True)[:top_k]  # equals keep their order
         top = [Label(labels[i], round(row[i], _PROBABILITY_DIGITS)) for i in best]
         predictions.append(Labelled(top[0].label, top[0].probability, top))
-    return predictions
+    return Answer(b"%s%s}" % (begins, _encoder.encode(predictions)))
 
 
-def _plain(claim: Claim) -> list[dict[str, Any]]:
+def _encode_plain(begins: bytes, claim: Claim) -> Answer:
     """Every output of each item: flat, or nested where items differ in size."""
     columns: dict[str, list[Any]] = {}
     for spec in claim.model.facts.outputs:
         if spec.name in claim.model.outputs:
-            columns[spec.name] = [to_json(row) for row in claim.read(spec.name)]
+            columns[spec.name] = claim.read(spec.name).tolist()  # flat: its rows have one axis
         else:
             columns[spec.name] = [nested_values(spec, row) for row in claim.read_shaped(spec.name)]
-    return [{name: column[i] for name, column in columns.items()} for i in range(len(claim.slots))]
+    predictions = [{name: column[i] for name, column in columns.items()} for i in range(len(claim.slots))]
+    return Answer(b"%s%s}" % (begins, _encoder.encode(predictions)))
 
 
 def _top_k(query: bytes) -> int:

@@ -4,26 +4,24 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from service.batching.arena import Rows
-from service.batching.claim import DEFAULT_PRIORITY, Claim, ServedModel
+from service.batching.claim import Claim, ServedModel
 from service.frontend.http import Answer
 
 
 class Prepared(NamedTuple):
     """Rows are written, and nothing committed yet. The claim is the caller's to release.
 
-    deadline   monotonic ns
     encode     the answer, from a claim that is done
     """
 
     claim: Claim
-    deadline: int
     encode: Callable[[Claim], Answer]
-    priority: int = DEFAULT_PRIORITY
 
 
-def claim_rows(model: ServedModel, n_items: int, rows: Mapping[str, Rows]) -> Claim:
+def claim_rows(model: ServedModel, n_items: int, rows: Mapping[str, Rows], deadline: int) -> Claim:
     """Slots with the rows of every input written. Raises Overloaded, WrongTensor."""
     claim = model.claim(n_items)
+    claim.deadline = deadline
     try:
         for name, items in rows.items():
             claim.write(name, items)

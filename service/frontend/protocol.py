@@ -14,7 +14,6 @@ Two changes to uvicorn's own way: an answer goes out in one write, and bad synta
 """
 
 import asyncio
-import functools
 import time
 from typing import Any, cast
 
@@ -31,10 +30,18 @@ _CONTINUE = b"HTTP/1.1 100"  # the client waits for it before it sends the body
 _MOST_UNREAD_BYTES = 65536  # of requests that wait for the answer to the one before
 
 
-@functools.lru_cache(4)
-def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """Header lines: of the date, which is another every second."""
-    return b"".join([b"%s: %s\r\n" % header for header in headers])
+class Date:
+    """Header lines of the date, joined once a second, when uvicorn makes another list."""
+
+    def __init__(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+
+    def lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        if headers is not self._headers:
+            self._headers = headers
+            self._lines = b"".join([b"%s: %s\r\n" % header for header in headers])
+        return self._lines
 
 
 class HeadWithBody:
@@ -72,6 +79,26 @@ class HeadWithBody:
 
 class Protocol(HttpToolsProtocol):
     """Of one connection, in the event loop's thread."""
+
+    # Beside these there is uvicorn's dictionary, which Python keeps small for up to 30 names. With hundreds of
+    # connections their state is what does not fit the processor's cache.
+    __slots__ = (
+        "_answered_at",
+        "_body",
+        "_body_timer",
+        "_close_after",
+        "_decoding",
+        "_frontend",
+        "_head",
+        "_idle_timer",
+        "_prepared",
+        "_request",
+        "_socket",
+        "_unread",
+        "_uvicorn_reads",
+        "_uvicorn_unanswered",
+    )
+    _date = Date()
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -169,7 +196,7 @@ class Protocol(HttpToolsProtocol):
         body, self._unread = bytes(self._body[: self._head.body_bytes]), bytes(self._body[self._head.body_bytes :])
         self._body = None
         self._cancel_body_timer()
-        self._request.body_is_complete()
+        self._request.body_at = time.monotonic_ns()
         self._answer(body)
 
     def _body_is_late(self) -> None:
@@ -203,8 +230,8 @@ class Protocol(HttpToolsProtocol):
     def _commit(self, prepared: Prepared) -> None:
         assert self._request is not None
         self._prepared = prepared
-        self._request.decoded()
-        prepared.claim.run(prepared.deadline, prepared.priority, self._done)
+        self._request.committed_at = time.monotonic_ns()
+        prepared.claim.run(self._done)
 
     def _done(self, _: Claim) -> None:
         assert self._prepared is not None
@@ -226,8 +253,8 @@ class Protocol(HttpToolsProtocol):
         answer = self._frontend.finish(self._request, outcome)
         close = self._close_after or not self._head.keep_alive or CLOSE in answer.headers
         if close and CLOSE not in answer.headers:
-            answer.headers.append(CLOSE)
-        self._socket.write(response(answer, self._request, _lines(tuple(self.server_state.default_headers))))
+            answer.headers += (CLOSE,)
+        self._socket.write(response(answer, self._request, self._date.lines(self.server_state.default_headers)))
         self._head = self._request = None
         if close:
             self._socket.close()
@@ -272,7 +299,7 @@ class Protocol(HttpToolsProtocol):
             b"content-length: %d\r\n"
             b"x-request-id: %s\r\n"
             b"server-timing: total;dur=0\r\n"
-            b"connection: close\r\n\r\n%s" % (len(body), request_id(None).encode(), body)
+            b"connection: close\r\n\r\n%s" % (len(body), request_id(None), body)
         )
         self.transport.close()
 

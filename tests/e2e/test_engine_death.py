@@ -21,7 +21,7 @@ import sys
 import service.engine.loop
 from service.__main__ import main
 
-def broken(instance, batch):
+def broken(instance, batch, model):
     raise TypeError("broken on purpose")
 
 service.engine.loop.run_batch = broken

@@ -11,10 +11,15 @@ def deadline_in(seconds: float) -> int:
 
 
 async def answered(claim: Claim, deadline: int, priority: int = DEFAULT_PRIORITY) -> Timings:
-    """Commit, and wait."""
+    """Commit, and wait. Raises what became of it."""
     done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
-    claim.run(deadline, priority, done.set_result)
-    return (await done).result()
+    claim.deadline = deadline
+    claim.priority = priority
+    claim.run(done.set_result)
+    await done
+    if claim.error is not None:
+        raise claim.error
+    return Timings(*claim.timings)
 
 
 class Wait:
@@ -23,17 +28,14 @@ class Wait:
     def __init__(self, claim: Claim, deadline: int) -> None:
         self._claim = claim
         self._done = False
-        claim.run(deadline, DEFAULT_PRIORITY, self._answered)
+        claim.deadline = deadline
+        claim.run(self._answered)
 
     def done(self) -> bool:
         return self._done
 
     def exception(self) -> Exception | None:
-        try:
-            self._claim.result()
-        except Exception as error:
-            return error
-        return None
+        return self._claim.error
 
     def _answered(self, claim: Claim) -> None:
         assert not self._done, "answered twice"
