@@ -17,7 +17,7 @@ from service.engine.instance import Instance
 
 CLEARLY_FASTER = 1.1  # else more instances of fewer threads: they are better at small batches, which are usual
 GOOD_ENOUGH = 0.95  # two measurements of the same thing differ by a few percent
-LONG_ENOUGH_S = 0.005  # hand-overs, taking and answering cost a batch some tenths of a millisecond outside its run
+LONG_ENOUGH_S = 0.003  # taking, waking and answering cost a batch time outside its run
 WAKING_S = 0.0001  # until another executor runs: a system call, its wake-up, the interpreter's lock
 _PROBE_SECONDS = 0.03
 _PROBE_BATCH = 8
@@ -70,7 +70,7 @@ def choose_setup(
             best = found, threads, instances
     assert best is not None, "bug: no candidate"
     found, threads, instances = best
-    rates = _measure_beside({probe: found}, instances, batch_sizes(largest_batch), give_up_at)
+    rates = _measure_beside({probe: found}, instances, by_interest(batch_sizes(largest_batch), probe), give_up_at)
     return Setup(instances, threads, smallest_good(rates, len(instances)), rates)
 
 
@@ -103,6 +103,11 @@ def candidates(cores: int) -> list[tuple[int, int]]:
 def batch_sizes(largest: int) -> list[int]:
     """1, 2, 4, … up to and including `largest`."""
     return sorted({*(1 << power for power in range(largest.bit_length())), largest})
+
+
+def by_interest(sizes: list[int], probe: int) -> list[int]:
+    """In the order in which they are worth measuring while there is time: upwards from the probe, then downwards."""
+    return [size for size in sizes if size > probe] + [size for size in reversed(sizes) if size < probe]
 
 
 def smallest_good(rates: dict[int, float], n_instances: int) -> int:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from service.engine import tune
-from service.engine.tune import Setup, batch_sizes, candidates, choose_setup, smallest_good, take_setup
+from service.engine.tune import Setup, batch_sizes, by_interest, candidates, choose_setup, smallest_good, take_setup
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,8 @@ def test_making_the_only_instances_there_may_be_takes_nothing_of_the_budget(monk
 def test_a_run_of_one_instance_takes_what_all_together_make_of_it() -> None:
     setup = Setup([FakeInstance(1), FakeInstance(1)], 1, 8, {1: 100.0, 8: 400.0, 16: 0.0})
     assert setup.seconds == {1: 0.02, 8: 0.04}  # two at a time; nothing is known of a size that never ran to its end
+
+
+def test_sizes_above_the_probe_are_measured_first() -> None:
+    assert by_interest([1, 2, 4, 8, 16, 32, 64], 8) == [16, 32, 64, 4, 2, 1]
+    assert by_interest([1, 2, 3], 3) == [2, 1]
