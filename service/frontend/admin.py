@@ -19,7 +19,7 @@ from service.batching.claim import ServedModel
 from service.batching.engines import Engines
 from service.errors import ModelNotReady
 
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
 _PLATFORM = "onnxruntime_onnx"
 
 
