@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from models.manifest import MODEL_FILE
 from service.batching.link import ModelFailed
 from service.engine.repository import FoundVersion, LoadedVersion, ModelSettings, find_versions, load_version
 from service.engine.session import UnservableModel
@@ -13,15 +14,22 @@ log = logging.getLogger(__name__)
 
 
 def load_all(repository: Path, settings: ModelSettings) -> Iterator[LoadedVersion | ModelFailed]:
-    """The newest version of every model, as soon as it is loaded or refused."""
+    """The newest version of every model, as soon as it is loaded or refused: small files first, to answer early."""
     try:
         found = find_versions(repository)
     except UnservableModel as error:
         log.error("%s", error)
         return
     share = replace(settings, tune_budget_s=settings.tune_budget_s / max(1, len(found)))
-    for version in found:
+    for version in sorted(found, key=_size):
         yield _load(version, share)
+
+
+def _size(found: FoundVersion) -> int:
+    try:
+        return (found.path / MODEL_FILE).stat().st_size
+    except OSError:
+        return 0  # it is refused with the reason
 
 
 def _load(found: FoundVersion, settings: ModelSettings) -> LoadedVersion | ModelFailed:
