@@ -43,7 +43,7 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     host: Annotated[str, Field(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104 a container's port
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     frontends: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=0, le=64)],
+        Literal["auto"] | Annotated[int, Field(ge=0, le=16)],
         Field(
             description="HTTP processes, beside an engine process for each device. 0: HTTP and engine share one "
             "process. `auto` goes by the cores."
@@ -201,6 +201,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"batching.max_batch_size ({batching.max_batch_size}) is larger than batching.max_queue_items "
                 f"({batching.max_queue_items}), so such a batch could never form"
+            )
+        if self.server.frontends != "auto" and self.server.frontends > batching.max_queue_items:
+            raise ValueError(
+                f"server.frontends ({self.server.frontends}) is larger than batching.max_queue_items "
+                f"({batching.max_queue_items}), of which each has its share"
             )
         if self.engine.fp16 and self.engine.device != "tensorrt":
             raise ValueError(

@@ -67,7 +67,7 @@ def frontend_count(settings: Settings) -> int:
     if settings.server.frontends != "auto":
         return settings.server.frontends
     cores = settings.engine.cores or available_cores()
-    return 0 if cores == 1 else max(1, min(_FRONTENDS_PER_ENGINE, cores // 2))
+    return 0 if cores == 1 else max(1, min(_FRONTENDS_PER_ENGINE, cores // 2, settings.batching.max_queue_items))
 
 
 def engine_count(settings: Settings) -> int:
@@ -161,8 +161,8 @@ class Supervisor:
             if descriptor == wakeup.fileno():
                 for _ in wakeup.recv(64):
                     self._drain()
-            else:
-                self._ended(children[descriptor])
+            elif (child := children[descriptor]) in self._children.values():  # else reaped with one before it
+                self._ended(child)
 
     def _drain(self) -> None:
         """One step towards the end: the frontends leave, a second time at once, a third time without waiting."""

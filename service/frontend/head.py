@@ -51,7 +51,8 @@ def parse_head(head: bytes) -> Head | None:
     try:
         parser.feed_data(head + b"\r\n\r\n")
         target = httptools.parse_url(seen.url)
-    except httptools.HttpParserError:
+        path = unquote(target.path.decode("ascii"))
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade, UnicodeDecodeError):
         return None
     headers = dict(seen.headers)
     length = headers.get(b"content-length", b"")
@@ -65,7 +66,7 @@ def parse_head(head: bytes) -> Head | None:
         or not headers.keys().isdisjoint((b"transfer-encoding", b"expect", b"upgrade"))
     ):
         return None
-    route = find_route(unquote(target.path.decode("ascii")))
+    route = find_route(path)
     if route is None:
         return None
     return Head(route, headers, target.query or b"", int(length), parser.should_keep_alive())

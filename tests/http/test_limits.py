@@ -312,3 +312,12 @@ def assert_every_slot_is_free(http: httpx.Client, model: str, item: object) -> N
     if model == "echo":
         assert http.post("/predict/echo", json={"instances": [item] * 1024}).status_code == 200
     assert http.post(f"/predict/{model}", json={"instances": [item]}).status_code == 200
+
+
+def test_a_prediction_that_asks_for_an_upgrade_is_answered_as_if_it_had_not(server: Server) -> None:
+    with Wire(server) as wire:
+        wire.post("/predict/echo", bytes(4), OCTETS, "Connection: upgrade", "Upgrade: websocket")
+        assert wire.answer().status in (200, 400)
+    with Wire(server) as wire:
+        wire.post("/predict/echo", bytes(4), OCTETS)
+        assert wire.answer().status == 200

@@ -81,6 +81,13 @@ def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
+def test_more_frontends_than_items_are_refused() -> None:
+    with pytest.raises(SettingsError, match="of which each has its share"):
+        read_settings(
+            ["--frontends", "3", "--batching.max-queue-items", "2", "--batching.max-batch-size", "1"], "serve"
+        )
+
+
 def test_a_batch_that_could_never_form_is_refused() -> None:
     with pytest.raises(SettingsError, match="could never form"):
         read_settings(["--batching.max-batch-size", "64", "--batching.max-queue-items", "8"], "serve")
