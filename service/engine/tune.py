@@ -19,7 +19,7 @@ CLEARLY_FASTER = 1.1  # else more instances of fewer threads: they are better at
 GOOD_ENOUGH = 0.9  # measurements differ by several percent; and smaller batches keep instances out of step
 LONG_ENOUGH_S = 0.002  # taking, waking and answering cost a batch time outside its run
 WAKING_S = 0.0001  # until another executor runs: a system call, its wake-up, the interpreter's lock
-_PROBE_SECONDS = 0.02
+_PROBE_SECONDS = 0.04
 _PROBE_BATCH = 8
 
 MakeInstance = Callable[[int], Instance]
@@ -128,7 +128,7 @@ def _measure_beside(
 
 
 def measure(instances: list[Instance], batch: int, give_up_at: float) -> float:
-    """Items/s of all instances running at once: the better of two windows, as a disturbance only ever slows.
+    """Items/s of all instances running at once, by the shortest run of a window, as a disturbance only ever slows.
 
     The first run of each allocates, so it counts only when time is up: for a model of seconds it is all there is.
     """
@@ -138,26 +138,38 @@ def measure(instances: list[Instance], batch: int, give_up_at: float) -> float:
         instance.run(slots)
         if time.monotonic() > give_up_at:
             return batch * len(instances) / (time.monotonic() - begun)
-    return max(rate(instances, slots, _PROBE_SECONDS) for _ in range(2))
+    times, _ = _run_all(instances, slots, _PROBE_SECONDS)
+    return batch * len(instances) / min(times)
 
 
 def rate(instances: list[Instance], slots: range, seconds: float) -> float:
     """Items/s of all instances running these slots at once, for `seconds`."""
-    counts = [0] * len(instances)
+    times, elapsed = _run_all(instances, slots, seconds)
+    return len(times) * len(slots) / elapsed
+
+
+def _run_all(instances: list[Instance], slots: range, seconds: float) -> tuple[list[float], float]:
+    """How long each run took, of all instances running at once, at least one each; and how long it was in all."""
+    times: list[float] = []
     start = threading.Barrier(len(instances) + 1)
     stop_at = [0.0]
 
-    def loop(i: int) -> None:
+    def loop(instance: Instance) -> None:
         start.wait()
-        while time.monotonic() < stop_at[0]:
-            instances[i].run(slots)
-            counts[i] += len(slots)
+        begun = time.monotonic()
+        while True:
+            instance.run(slots)
+            ended = time.monotonic()
+            times.append(ended - begun)
+            if ended >= stop_at[0]:
+                return
+            begun = ended
 
-    threads = [threading.Thread(target=loop, args=(i,)) for i in range(len(instances))]
+    threads = [threading.Thread(target=loop, args=(instance,)) for instance in instances]
     for thread in threads:
         thread.start()
     stop_at[0] = (begun := time.monotonic()) + seconds
     start.wait()
     for thread in threads:
         thread.join()
-    return sum(counts) / (time.monotonic() - begun)
+    return times, time.monotonic() - begun
