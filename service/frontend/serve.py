@@ -127,7 +127,7 @@ def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{port}"
     yield f"Shoal serves on {url}"
-    for model in engines.models():
+    for model in sorted(engines.models(), key=lambda model: model.facts.name):
         facts = model.facts
         yield (
             f"  model     {facts.name} version {facts.version}: {facts.instances} instances x {facts.threads} threads, "
@@ -146,13 +146,13 @@ def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[
 
 
 def _curl(engines: Engines, repository: Path, url: str) -> str:
-    """A line that works as it stands: an example image or row where a model brings one, else its metadata."""
-    for model in engines.models():
-        facts = model.facts
-        folder = repository / facts.name / facts.version
+    """A line that works as it stands: an image that a model brings, or an example row, else its metadata."""
+    names = {model.facts.name: repository / model.facts.name / model.facts.version for model in engines.models()}
+    for name, folder in names.items():
         if (folder / EXAMPLE_FILE).is_file():
-            return f"curl --data-binary @{folder / EXAMPLE_FILE} {url}/predict/{facts.name}"
+            return f"curl --data-binary @{folder / EXAMPLE_FILE} {url}/predict/{name}"
+    for name, folder in names.items():
         if (folder / EXAMPLE_ROW_FILE).is_file():
             json = "-H 'Content-Type: application/json'"
-            return f"curl {json} -d @{folder / EXAMPLE_ROW_FILE} {url}/predict/{facts.name}"
-    return f"curl {url}/v2/models/{engines.models()[0].facts.name}"
+            return f"curl {json} -d @{folder / EXAMPLE_ROW_FILE} {url}/predict/{name}"
+    return f"curl {url}/v2/models/{next(iter(names))}"

@@ -140,7 +140,16 @@ def client(server: Server, seed: int, count: int, seen: list[str], faults: list[
 @pytest.mark.timeout(300)
 def test_ten_thousand_mixed_requests_over_several_frontends_each_get_their_own_answer(repository: Path) -> None:
     flags = ("--port", "0", "--engine.tune-budget-s", "0", "--frontends", str(N_FRONTENDS))
-    with running_server(*flags, "--repository", str(repository), "--batching.max-batch-size", "16") as server:
+    # Room for the largest requests of all clients at one frontend: what is refused shows nothing here.
+    room = (
+        "--batching.max-queue-items",
+        "8192",
+        "--batching.max-row-bytes",
+        "65536",
+        "--batching.max-batch-size",
+        "16",
+    )
+    with running_server(*flags, *room, "--repository", str(repository)) as server:
         seen: list[str] = []
         faults: list[str] = []
         threads = [
