@@ -72,6 +72,7 @@ class SharedCounts:
 
     def __init__(self, n_frontends: int) -> None:
         self.n_frontends = n_frontends
+        self.loaded = memoryview(mmap.mmap(-1, n_frontends))  # a byte each: 1 once it has models to answer with
         self._memory = memoryview(mmap.mmap(-1, n_frontends * _REGION_BYTES))
 
     def cells(self, frontend: int, key: Key) -> memoryview:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _PATIENCE_S = 2.0
+_LOOK_AGAIN_S = 0.005
 
 Say = Callable[[str], None]
 
@@ -38,6 +39,8 @@ class HttpServer:
     def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int) -> None:
         metrics = RequestMetrics(counts, number)
         self._engines = metrics.engines = Engines(links, metrics)
+        self._loaded = counts.loaded
+        self._number = number
         self._settings = settings
         self._frontend = Frontend(self._engines, settings, metrics)
         self._server = _Server(
@@ -99,14 +102,19 @@ class HttpServer:
         self._server.should_exit = True
 
     async def _announce(self, port: int, say: Say | None) -> None:
-        """Once models are loaded, say where to look; and keep the garbage collector away from what lives for ever."""
+        """Once all frontends have models, say where to look; and keep the garbage collector off what lives for ever."""
         await self._engines.any_loaded()
+        self._loaded[self._number] = 1
         # A full collection walks everything that was ever imported; frozen, it is not walked again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
-        for line in _where_to_look(self._engines, self._settings, port) if say else ():
-            cast(Say, say)(line)
+        if say is None:
+            return
+        while not all(self._loaded):  # noqa: ASYNC110 other processes' memory has no event; they are soon as far
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        for line in _where_to_look(self._engines, self._settings, port):
+            say(line)
 
     async def _end_with_engines(self) -> None:
         await self._engines.all_lost()

@@ -37,8 +37,14 @@ async def slow(client: httpx.AsyncClient, value: int) -> httpx.Response:
 async def begin(server: Server, client: httpx.AsyncClient, n: int) -> list[asyncio.Task[httpx.Response]]:
     """`n` slow requests, all of them in flight."""
     tasks = [asyncio.create_task(slow(client, i)) for i in range(n)]
-    await asyncio.to_thread(wait_until, lambda: server.items_in_flight() >= n - 2, "requests in flight")
+    await asyncio.to_thread(wait_until, lambda: taken(server) >= n, "requests in flight")
     return tasks
+
+
+def taken(server: Server) -> float:
+    """Items that have a slot, or had one and are answered."""
+    metrics = server.metrics()
+    return metrics["shoal_items_in_flight", "slow"] + metrics["shoal_items_total", "slow"]
 
 
 def get(server: Server, path: str) -> httpx.Response:
