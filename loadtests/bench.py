@@ -31,7 +31,6 @@ from models.manifest import MODEL_FILE
 WORKLOADS = ("tiny", "mnist", "mnist-json", "cifar")
 _CLIENTS = {"tiny": (1, 64, 256), "mnist": (1, 64), "mnist-json": (64,), "cifar": (64,)}
 _PUBLISHED_CLIENTS = (1, 8, 64, 256)
-_RECORDS = Path(__file__).parent / "records"
 _BUSY = 0.3  # load average for each core from which numbers are not worth much
 _START_S, _SETTLE_S = 1.5, 0.3  # roughly: one server's start with its check, and the pause after a run
 
@@ -40,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 measured, 1 it could not be, 2 the call was wrong."""
     options = _parser().parse_args(arguments)
     created_at = datetime.now(UTC)
-    folder = options.out or _RECORDS / f"{created_at:%Y-%m-%d}_{options.name}"
     try:
-        record.require_new(folder)
+        folder = record.new_folder(options.out, created_at, options.name)
         wrk.require_wrk()
         result = _measure(options, created_at)
         record.write(folder, result, page.page(result))

@@ -35,7 +35,6 @@ from loadtests.sides import CONTENT_TYPE, sides
 from loadtests.tables import digits, percent, table
 from models.manifest import digest_file
 
-_RECORDS = Path(__file__).parent / "records"
 _CLIENTS = (1, 16, 64, 256)
 _SHARES = (0.5, 0.8)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -76,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 measured, 1 it could not be."""
     options = _parser().parse_args(arguments)
     created_at = datetime.now(UTC)
-    folder = options.out or _RECORDS / f"{created_at:%Y-%m-%d}_{options.name}"
     try:
-        record.require_new(folder)
+        folder = record.new_folder(options.out, created_at, options.name)
         wrk.require_wrk()
         here = machine.look_at_machine(bare.cores())
         with tempfile.TemporaryDirectory() as temporary:

@@ -9,6 +9,7 @@ A record is never overwritten: measure again under another name.
 import json
 import statistics
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ from loadtests.machine import Machine
 from loadtests.server import BenchError
 from loadtests.sides import Body, Peer
 from loadtests.wrk import Load
+
+RECORDS = Path(__file__).parent / "records"
 
 When = Literal["before", "after"]
 
@@ -127,6 +130,13 @@ class BareRow(Struct, frozen=True):
     def drift(self) -> float:
         """How far apart before and after are: what the machine alone changed."""
         return abs(self.after - self.before) / self.rate
+
+
+def new_folder(out: Path | None, created_at: datetime, name: str) -> Path:
+    """Where a record goes: `out`, or by date and name. Raises BenchError when there is one already."""
+    folder = out or RECORDS / f"{created_at:%Y-%m-%d}_{name}"
+    require_new(folder)
+    return folder
 
 
 def require_new(folder: Path) -> None:

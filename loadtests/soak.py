@@ -24,7 +24,6 @@ from loadtests import bare, machine, processes, record, server, tables
 from loadtests.server import BenchError
 from models.manifest import EXAMPLE_FILE
 
-_RECORDS = Path(__file__).parent / "records"
 _SAMPLE_S = 10.0
 _CLIENTS = 12
 _LEAVING = 0.02  # of all requests: the client closes before it is answered
@@ -74,9 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the record")
     options = parser.parse_args(arguments)
     created_at = datetime.now(UTC)
-    folder = options.out or _RECORDS / f"{created_at:%Y-%m-%d}_{options.name}"
     try:
-        record.require_new(folder)
+        folder = record.new_folder(options.out, created_at, options.name)
         result = _soak(options.minutes, options.frontends, created_at)
         record.write(folder, result, _page(result))
     except BenchError as error:

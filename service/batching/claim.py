@@ -9,7 +9,7 @@ Checked by tests/property/test_slots.py.
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy.typing as npt
 
@@ -24,15 +24,10 @@ Commit = Callable[["Claim"], None]
 """Register the claim's slots and send their numbers."""
 
 
-class Timings(NamedTuple):
-    """Of the slowest of a request's items: waited, ran, and how many ran together."""
+Timings = tuple[int, int, int]
+"""Of the slowest of a request's items: queue_us, compute_us, and how many ran together."""
 
-    queue_us: int
-    compute_us: int
-    batch_size: int
-
-
-_NO_TIMINGS = (0, 0, 0)
+_NO_TIMINGS: Timings = (0, 0, 0)
 
 
 class ModelObserver:
@@ -100,7 +95,7 @@ class Claim:
 
     deadline   monotonic ns; items still waiting then are not run. Set before `run`, as is `priority`
     error      what became of it, once done: DeadlineExceeded, EngineError or EngineDied; None: the outputs can be read
-    timings    of the slowest item, as in `Timings`
+    timings    as `Timings` has them
     """
 
     __slots__ = ("_done", "_released", "deadline", "error", "model", "priority", "slots", "timings", "unanswered")
@@ -112,7 +107,7 @@ class Claim:
         self.deadline = 0
         self.unanswered = -1  # not committed
         self.error: Exception | None = None
-        self.timings: tuple[int, int, int] = _NO_TIMINGS
+        self.timings: Timings = _NO_TIMINGS
         self._released = False
 
     def __enter__(self) -> Self:

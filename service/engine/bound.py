@@ -145,8 +145,8 @@ class Bucket:
             buffer = memory.buffer(_shape(spec, size, batch_axis), NUMPY_OF[spec.datatype])
             self._binding.bind_ortvalue_output(spec.name, buffer.bound)
             self._outputs.append((spec, region, buffer, _bytes(buffer.array)))
-        self._upload = memory.upload([buffer for _, _, buffer, _ in self._inputs])
-        self._download = memory.download([buffer for _, _, buffer, _ in self._outputs])
+        self._upload, _ = memory.copies([buffer for _, _, buffer, _ in self._inputs])
+        _, self._download = memory.copies([buffer for _, _, buffer, _ in self._outputs])
         self._proven: list[npt.NDArray[Any]] | None = None  # an item that ran, for each input
 
     def run(self, slots: Sequence[int]) -> None:

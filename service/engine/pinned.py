@@ -57,27 +57,16 @@ class Memory:
         array.fill(0)
         return Buffer(array, host, bound)
 
-    def upload(self, buffers: Sequence[Buffer]) -> Copy:
-        """Of all `buffers`, to the device."""
+    def copies(self, buffers: Sequence[Buffer]) -> tuple[Copy, Copy]:
+        """(upload, download): of all `buffers` to the device, and from it."""
+        hosts, bound = [buffer.host for buffer in buffers], [buffer.bound for buffer in buffers]
         match self.kind:
             case "host":
-                return _nothing
+                return _nothing, _nothing
             case "pinned":
-                hosts, bound = [buffer.host for buffer in buffers], [buffer.bound for buffer in buffers]
-                return lambda: ort.copy_tensors(hosts, bound)
+                return lambda: ort.copy_tensors(hosts, bound), lambda: ort.copy_tensors(bound, hosts)
             case "pageable":
-                return lambda: _update(buffers)
-
-    def download(self, buffers: Sequence[Buffer]) -> Copy:
-        """Of all `buffers`, from the device."""
-        match self.kind:
-            case "host":
-                return _nothing
-            case "pinned":
-                hosts, bound = [buffer.host for buffer in buffers], [buffer.bound for buffer in buffers]
-                return lambda: ort.copy_tensors(bound, hosts)
-            case "pageable":
-                return lambda: _fetch(buffers)
+                return lambda: _update(buffers), lambda: _fetch(buffers)
 
     def _on_device(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:  # Any: onnxruntime's OrtValue
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, "cuda", self._number)
@@ -116,9 +105,10 @@ def _arrives(memory: Memory) -> bool:
     """Whether numbers come back from the device as they went."""
     buffer = memory.buffer((64,), np.dtype(np.int32))
     buffer.array[:] = np.arange(64)
-    memory.upload([buffer])()
+    upload, download = memory.copies([buffer])
+    upload()
     buffer.array.fill(0)
-    memory.download([buffer])()
+    download()
     return bool((buffer.array == np.arange(64)).all())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from litestar.types import Receive, Send
 
-from service.batching.claim import ServedModel
+from service.batching.claim import ServedModel, Timings
 from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
 
 JSON = b"application/json"  # without a charset: some protocol clients compare the whole value
@@ -56,7 +56,7 @@ class Request:
         self.query = query
         given = headers.get(b"x-request-id")
         self.id = b"%s-%x" % (_process_id, next(_counter)) if given is None else request_id(given)
-        self.timings: tuple[int, int, int] | None = None  # as `Timings`
+        self.timings: Timings | None = None
         self.model: ServedModel | None = None
 
 

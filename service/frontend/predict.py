@@ -10,8 +10,9 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -144,28 +145,33 @@ def _prepare_image(
     deadline: int,
     encode: Callable[[Claim], Answer],
 ) -> Prepared | Coroutine[Any, Any, Prepared]:
-    """The slot is claimed first: a full server must not decode what it will refuse."""
+    """The slot is claimed before any pixel is decoded: a full server must not decode what it will refuse."""
     target = plan.image
     assert target is not None, "bug: an image for a model that takes none"
-    claim = model.claim(1)
-    claim.deadline = deadline
-    try:
-        image = open_image(body, images.max_pixels)
-        if image.width * image.height < images.decode_in_thread_pixels:
-            claim.write(plan.spec.name, render(image, target).tobytes())
-            return Prepared(claim, encode)
-    except BaseException:
-        claim.release()
-        raise
+    image = open_image(body, images.max_pixels)  # its header
 
-    async def decode() -> Prepared:
+    @contextmanager
+    def claimed() -> Iterator[Claim]:
+        """Released where decoding fails or is cancelled."""
+        claim = model.claim(1)
+        claim.deadline = deadline
         try:
-            loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(_large_decodes, render, image, target)
-            claim.write(plan.spec.name, pixels.tobytes())
+            yield claim
         except BaseException:
             claim.release()
             raise
+
+    if image.width * image.height < images.decode_in_thread_pixels:
+        with claimed() as claim:
+            claim.write(plan.spec.name, render(image, target).tobytes())
+        return Prepared(claim, encode)
+
+    async def decode() -> Prepared:
+        # Claimed in here: a coroutine that is cancelled before it begins runs no line that could release.
+        with claimed() as claim:
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(_large_decodes, render, image, target)
+            claim.write(plan.spec.name, pixels.tobytes())
         return Prepared(claim, encode)
 
     return decode()

@@ -220,12 +220,14 @@ class Protocol(HttpToolsProtocol):
         self._decoding = None
         if task.cancelled():
             return  # nobody waits any more
-        if (error := task.exception()) is not None:
-            self._write(error if isinstance(error, Exception) else EngineError("decoding was ended"))
-        elif self._head is None:
-            task.result().claim.release()  # the client left in the turn in which it was decoded
-        else:
+        error = task.exception()
+        if self._head is None:  # the client left in the turn in which it was decoded
+            if error is None:
+                task.result().claim.release()
+        elif error is None:
             self._commit(task.result())
+        else:
+            self._write(error if isinstance(error, Exception) else EngineError("decoding was ended"))
 
     def _commit(self, prepared: Prepared) -> None:
         assert self._request is not None

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.batching.claim import ModelObserver, ServedModel, Timings
+from service.batching.claim import ModelObserver, ServedModel
 from service.batching.client import Client, Observer
 from service.batching.link import ModelFacts, ModelFailed, link_pair
 from service.engine.instance import Instance
 from service.engine.loop import Engine
 from service.errors import DeadlineExceeded, EngineDied, EngineError
 from tests.integration.conftest import SETTINGS, Start
-from tests.support.claims import answered, deadline_in
+from tests.support.claims import Timings, answered, deadline_in
 
 FACTORS = {"tenfold": 10, "negative": -1, "slow": 1, "picky": 1}
 

@@ -2,8 +2,17 @@
 
 import asyncio
 import time
+from typing import NamedTuple
 
-from service.batching.claim import DEFAULT_PRIORITY, Claim, Timings
+from service.batching.claim import DEFAULT_PRIORITY, Claim
+
+
+class Timings(NamedTuple):
+    """A claim's, by name."""
+
+    queue_us: int
+    compute_us: int
+    batch_size: int
 
 
 def deadline_in(seconds: float) -> int:
