@@ -17,7 +17,7 @@ from service.engine.instance import Instance
 
 CLEARLY_FASTER = 1.1  # else more instances of fewer threads: they are better at small batches, which are usual
 GOOD_ENOUGH = 0.9  # measurements differ by several percent; and smaller batches keep instances out of step
-LONG_ENOUGH_S = 0.002  # taking, waking and answering cost a batch time outside its run
+LONG_ENOUGH_S = 0.0015  # taking, waking and answering cost a batch time outside its run
 WAKING_S = 0.0001  # until another executor runs: a system call, its wake-up, the interpreter's lock
 _PROBE_SECONDS = 0.04
 _PROBE_BATCH = 8

@@ -26,7 +26,7 @@ def test_batch_sizes_double_up_to_the_largest() -> None:
 @pytest.mark.parametrize(
     ("rates", "expected"),
     [
-        ({1: 1100, 8: 1101, 64: 1110}, 8),  # nothing is gained beyond 8, and 1 is over within 2 ms
+        ({1: 1400, 8: 1401, 64: 1410}, 8),  # nothing is gained beyond 8, and 1 is over within 1.5 ms
         ({1: 100, 8: 101, 64: 99}, 1),  # a slow model: 20 ms each, and batching brings nothing
         ({1: 5_000, 8: 30_000, 64: 90_000}, 64),
         ({1: 1_000_000, 64: 1_000_000}, 64),  # so fast that only the largest batch is worth the hand-over
