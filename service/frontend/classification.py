@@ -36,8 +36,9 @@ def class_strings(rows: npt.NDArray[Any], k: int, labels: Sequence[str] = ()) ->
     labels   by class; empty, or shorter than the classes: those without have none
     """
     n, k = len(rows), min(k, rows.shape[1])
-    keys = rows.astype(np.float64) if rows.dtype == np.float16 else rows
-    best = np.argsort(np.negative(keys) if keys.dtype.kind == "f" else _descending(keys), axis=1, kind="stable")[:, :k]
+    # ~x of a whole number or truth value falls where x rises, also at the ends of the range.
+    descending = ~rows if rows.dtype.kind in "bui" else -rows
+    best = np.argsort(descending, axis=1, kind="stable")[:, :k]
     elements = [
         _element(value, index, labels)
         for row, order in zip(rows, best, strict=True)
@@ -52,11 +53,6 @@ def labels_of(facts: ModelFacts, spec: TensorSpec) -> Sequence[str]:
     return classification.labels if classification is not None and classification.output == spec.name else ()
 
 
-def _descending(keys: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Whole numbers and truth values in the opposite order: ~x falls where x rises, also at the ends of the range."""
-    return ~keys
-
-
-def _element(value: float, index: int, labels: Sequence[str]) -> bytes:
+def _element(value: Any, index: int, labels: Sequence[str]) -> bytes:
     text = f"{value:f}:{index}" if isinstance(value, float) else f"{int(value)}:{index}"
     return (f"{text}:{labels[index]}" if index < len(labels) else text).encode()

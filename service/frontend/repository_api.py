@@ -11,7 +11,7 @@ from litestar.datastructures import State
 from msgspec import Struct
 
 from service.batching.engines import Engines
-from service.errors import MalformedRequest, ModelControlOff
+from service.errors import ModelControlOff
 from service.frontend.http import decode_json
 
 _CONTROL = "none"
@@ -58,14 +58,25 @@ async def repository_index(state: State, request: Request[Any, Any, Any]) -> lis
 
 @post(
     [
-        "/v2/repository/models/{model_name:str}/{verb:str}",
-        "/v2/repository/{repository:str}/models/{model_name:str}/{verb:str}",
+        "/v2/repository/models/{model_name:str}/load",
+        "/v2/repository/{repository:str}/models/{model_name:str}/load",
     ],
     status_code=200,
     tags=["repository"],
-    summary="Load or unload a model: refused, as models are those of the start",
+    summary="Load a model: refused, as models are those of the start",
 )
-async def control_model(model_name: str, verb: str) -> None:
-    if verb not in ("load", "unload"):
-        raise MalformedRequest(f"{verb!r} is nothing to do with a model; expected load or unload")
-    raise refuse_control(verb, model_name)
+async def load_model(model_name: str) -> None:
+    raise refuse_control("load", model_name)
+
+
+@post(
+    [
+        "/v2/repository/models/{model_name:str}/unload",
+        "/v2/repository/{repository:str}/models/{model_name:str}/unload",
+    ],
+    status_code=200,
+    tags=["repository"],
+    summary="Unload a model: refused, as models are those of the start",
+)
+async def unload_model(model_name: str) -> None:
+    raise refuse_control("unload", model_name)
