@@ -1,0 +1,82 @@
+"""The model repository extension: what there is, and loading and unloading by request.
+
+Every version that was found is in the index, with its state and, where it does not answer, the reason. Models are those
+of the start, so `load` and `unload` are refused.
+"""
+
+from typing import Any
+
+from litestar import Request, post
+from litestar.datastructures import State
+from msgspec import Struct
+
+from service.batching.engines import Engines
+from service.errors import ModelControlOff
+from service.frontend.http import decode_json
+
+_CONTROL = "none"
+
+
+class IndexRequest(Struct):
+    ready: bool = False
+
+
+class IndexEntry(Struct):
+    """One version. `state` is READY or UNAVAILABLE, with the reason."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+def index(engines: Engines, ready_only: bool = False) -> list[IndexEntry]:
+    """By name and version."""
+    ready = [IndexEntry(model.facts.name, model.facts.version, "READY", "") for model in engines.models()]
+    failed = [IndexEntry(*version, "UNAVAILABLE", reason) for version, reason in engines.failures.items()]
+    return sorted(ready if ready_only else ready + failed, key=lambda entry: (entry.name, entry.version))
+
+
+def refuse_control(verb: str, model: str) -> ModelControlOff:
+    """`verb` is load or unload."""
+    return ModelControlOff(
+        f"cannot {verb} {model!r}: model control is {_CONTROL!r}, so the models are those that were there at the start"
+    )
+
+
+@post(
+    ["/v2/repository/index", "/v2/repository/{repository:str}/index"],
+    status_code=200,
+    tags=["repository"],
+    summary="Every version with its state and the reason; the body may be empty",
+)
+async def repository_index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
+    body = await request.body()
+    wanted: IndexRequest = decode_json(body, IndexRequest, "the index request") if body.strip() else IndexRequest()
+    return index(state.engines, wanted.ready)
+
+
+@post(
+    [
+        "/v2/repository/models/{model_name:str}/load",
+        "/v2/repository/{repository:str}/models/{model_name:str}/load",
+    ],
+    status_code=200,
+    tags=["repository"],
+    summary="Load a model: refused, as models are those of the start",
+)
+async def load_model(model_name: str) -> None:
+    raise refuse_control("load", model_name)
+
+
+@post(
+    [
+        "/v2/repository/models/{model_name:str}/unload",
+        "/v2/repository/{repository:str}/models/{model_name:str}/unload",
+    ],
+    status_code=200,
+    tags=["repository"],
+    summary="Unload a model: refused, as models are those of the start",
+)
+async def unload_model(model_name: str) -> None:
+    raise refuse_control("unload", model_name)
