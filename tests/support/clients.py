@@ -1,0 +1,63 @@
+"""The official clients, each in an environment of its own (`make clients`), and what a script in one of them found.
+
+A script under tests/clients/scripts holds cases, functions called `case_<what>`, and prints for each what differed;
+`scripts/cases.py` is that side. One process runs all cases of a script, since a client takes a second to import.
+"""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "tests" / "clients" / "scripts"
+REQUIREMENTS = ROOT / "tests" / "clients" / "requirements"
+
+_SCRIPT_SECONDS = 90
+
+Differences = dict[str, str]
+"""By case: what differed, "" where nothing did."""
+
+
+def environment(client: str) -> Path:
+    """The folder of its virtual environment, whether or not it is there."""
+    return ROOT / ".clients" / client
+
+
+def needs(client: str) -> pytest.MarkDecorator:
+    """Skip where the environment is absent, unless nothing may."""
+    return pytest.mark.skipif(
+        not (environment(client) / ".ready").exists() and os.environ.get("SHOAL_REQUIRE_ALL") != "1",
+        reason=f"not installed: {client}; `make clients` installs the clients",
+    )
+
+
+def cases_of(script: str) -> list[str]:
+    source = (SCRIPTS / f"{script}.py").read_text()
+    return re.findall(r"^(?:async )?def case_(\w+)\(", source, re.MULTILINE)
+
+
+def run_script(client: str, script: str, address: str) -> Differences:
+    """Run every case against the server at `address`, which is what the client's constructor takes.
+
+    Where the script itself fails, that is what differed in each of its cases.
+    """
+    python, cases = environment(client) / "bin" / "python", cases_of(script)
+    try:
+        done = subprocess.run(
+            [python, SCRIPTS / f"{script}.py", address],
+            capture_output=True,
+            text=True,
+            timeout=_SCRIPT_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        return dict.fromkeys(cases, f"{client}: {error}; `make clients` installs the clients")
+    if done.returncode != 0:
+        return dict.fromkeys(cases, f"{script}.py ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    found: Differences = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(found) == sorted(cases), "every case of the script has run"
+    return found
