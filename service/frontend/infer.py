@@ -1,6 +1,7 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: Open Inference Protocol v2, JSON and binary tensors.
 
-    Inference-Header-Content-Length absent      the body is JSON, or, as application/octet-stream, one raw tensor
+    Inference-Header-Content-Length absent      the body is JSON, or, as application/octet-stream, one raw tensor;
+                                                but what reads as a request in JSON to its end is one
     Inference-Header-Content-Length: n > 0      n bytes of JSON, then the binary tensors in the order of `inputs`
     Inference-Header-Content-Length: 0          the body is one raw tensor
 
@@ -92,7 +93,7 @@ class Parsed(Struct, frozen=True):
 
 def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parsed:
     """Raises MalformedRequest, WrongTensor; each names the field."""
-    header_length = _header_length(headers, len(body))
+    header_length = _header_length(headers, body)
     if header_length is None:
         return _parse_raw(model, body)
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
@@ -181,17 +182,29 @@ def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) ->
     return Prepared(claim, partial(encode, parsed))
 
 
-def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
+def _header_length(headers: dict[bytes, bytes], body: bytes) -> int | None:
     """How much of the body is JSON; None: it is one raw tensor."""
     given = headers.get(HEADER_LENGTH)
     if given is None:
-        return None if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY else body_bytes
-    if not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > body_bytes:
+        binary = headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY
+        return None if binary and not _is_request(body) else len(body)
+    if not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > len(body):
         raise MalformedRequest(
             f"Inference-Header-Content-Length is {given.decode('latin-1')!r}; "
-            f"expected 0 to {body_bytes}, the length of the body"
+            f"expected 0 to {len(body)}, the length of the body"
         )
     return int(given) or None
+
+
+def _is_request(body: bytes) -> bool:
+    """Whether a body called octet-stream is JSON all the same: aiohttp, under tritonclient's, calls all bytes that."""
+    if not body.startswith(b"{"):
+        return False
+    try:
+        msgspec.json.decode(body, type=InferRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _parse_raw(model: ServedModel, body: bytes) -> Parsed:

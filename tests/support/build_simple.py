@@ -58,8 +58,8 @@ def _write_strings(root: Path) -> None:
 
 
 def _write_pair(root: Path, name: str, datatype: str, nodes: list[onnx.NodeProto]) -> None:
-    inputs: Tensors = {tensor: (datatype, _NUMBERS) for tensor in _PAIR}
-    outputs: Tensors = {tensor: (datatype, _NUMBERS) for tensor in ("OUTPUT0", "OUTPUT1")}
+    inputs: Tensors = dict.fromkeys(_PAIR, (datatype, _NUMBERS))
+    outputs: Tensors = dict.fromkeys(("OUTPUT0", "OUTPUT1"), (datatype, _NUMBERS))
     write(root, name, inputs, outputs, nodes)
 
 

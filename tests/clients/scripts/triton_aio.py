@@ -100,8 +100,8 @@ async def case_extensions(address: str) -> None:
         expect((one["name"], one["version"]), ("simple", "1"), "the statistics' model")
         index = await client.get_model_repository_index()
         expect(SPELT in {entry["name"] for entry in index}, True, "the index")
-        expect_words((await refusal(client.load_model("simple"))).message(), ["load", "simple"], "the error")
-        expect_words((await refusal(client.unload_model("simple"))).message(), ["unload", "simple"], "the error")
+        expect_words((await refusal(client.load_model("simple"))).message(), ["cannot load", "simple"], "the error")
+        expect_words((await refusal(client.unload_model("simple"))).message(), ["cannot unload", "simple"], "the error")
 
 
 if __name__ == "__main__":

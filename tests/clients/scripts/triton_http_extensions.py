@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from cases import LABELS, SPELT, SPELT_VERSION, Array, as_words, expect, expect_words, main, pair
-from tritonclient.http import InferenceServerClient, InferRequestedOutput
 from triton_http import both, check, given, refusal
+from tritonclient.http import InferenceServerClient, InferRequestedOutput
 
 EVERY_MODEL = [
     "simple",
@@ -123,9 +123,13 @@ def case_loading_and_unloading_are_refused(address: str) -> None:
             {"config": "{}", "files": {"file:1/model.onnx": b"none"}},
         ]
         for options in loads:
-            expect_words(refusal(client.load_model, "simple", **options).message(), ["load", "simple"], "the error")
+            expect_words(
+                refusal(client.load_model, "simple", **options).message(), ["cannot load", "simple"], "the error"
+            )
         for options in ({}, {"unload_dependents": True}):
-            expect_words(refusal(client.unload_model, SPELT, **options).message(), ["unload", SPELT], "the error")
+            expect_words(
+                refusal(client.unload_model, SPELT, **options).message(), ["cannot unload", SPELT], "the error"
+            )
         expect(client.is_model_ready("simple"), True, "ready afterwards")
 
 
@@ -144,7 +148,7 @@ def case_shared_memory_is_refused_with_a_text(address: str) -> None:
             (client.get_cuda_shared_memory_status, ()),
         ]
         for call, arguments in calls:
-            expect_words(refusal(call, *arguments).message(), ["sharedmemory"], f"the error of {call.__name__}")
+            expect_words(refusal(call, *arguments).message(), ["shared memory"], f"the error of {call.__name__}")
 
 
 def _classes(array: Array, k: int, labels: tuple[str, ...] = ()) -> list[str]:
