@@ -68,6 +68,16 @@ def as_words(text: Array) -> list[str]:
     return [element.decode() if isinstance(element, bytes) else str(element) for element in text.ravel()]
 
 
+def classes(array: Array, k: int, labels: tuple[str, ...] = ()) -> list[str]:
+    """The k largest of each row of [n, classes], as the classification extension writes them."""
+    best = np.argsort(-array, axis=1, kind="stable")[:, :k]
+    return [
+        ":".join([f"{row[index]:f}" if array.dtype.kind == "f" else str(row[index]), str(index), *labels[index:][:1]])
+        for row, order in zip(array, best, strict=True)
+        for index in order.tolist()
+    ]
+
+
 def expect(found: object, expected: object, what: str) -> None:
     if found != expected:
         raise AssertionError(f"{what} is {found!r}; expected {expected!r}")

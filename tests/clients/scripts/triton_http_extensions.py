@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
-from cases import LABELS, SPELT, SPELT_VERSION, Array, as_words, expect, expect_words, main, pair
+from cases import LABELS, SPELT, SPELT_VERSION, as_words, classes, expect, expect_words, main, pair
 from triton_http import both, check, given, refusal
 from tritonclient.http import InferenceServerClient, InferRequestedOutput
 
@@ -151,15 +151,6 @@ def case_shared_memory_is_refused_with_a_text(address: str) -> None:
             expect_words(refusal(call, *arguments).message(), ["shared memory"], f"the error of {call.__name__}")
 
 
-def _classes(array: Array, k: int, labels: tuple[str, ...] = ()) -> list[str]:
-    best = np.argsort(-array, axis=1, kind="stable")[:, :k]
-    return [
-        ":".join([f"{row[index]:f}" if array.dtype.kind == "f" else str(row[index]), str(index), *labels[index:][:1]])
-        for row, order in zip(array, best, strict=True)
-        for index in order.tolist()
-    ]
-
-
 def case_outputs_as_classes(address: str) -> None:
     with InferenceServerClient(address) as client:
         scores = np.array([[0.25, 0.5, 0.125], [3, -1, 3]], np.float32)
@@ -167,11 +158,11 @@ def case_outputs_as_classes(address: str) -> None:
             asked = [InferRequestedOutput("OUTPUT0", binary_data=binary, class_count=k)]
             found = client.infer("simple_labels", [given(scores)], outputs=asked).as_numpy("OUTPUT0")
             expect(found.shape, (2, min(k, 3)), "the shape")
-            expect(as_words(found), _classes(scores, k, LABELS), "the classes")
+            expect(as_words(found), classes(scores, k, LABELS), "the classes")
         first, second = pair(2)
         asked = [InferRequestedOutput("OUTPUT1", class_count=2), InferRequestedOutput("OUTPUT0")]
         result = client.infer("simple", both(first, second), outputs=asked)
-        expect(as_words(result.as_numpy("OUTPUT1")), _classes(first - second, 2), "the classes of numbers")
+        expect(as_words(result.as_numpy("OUTPUT1")), classes(first - second, 2), "the classes of numbers")
         expect(np.array_equal(result.as_numpy("OUTPUT0"), first + second), True, "OUTPUT0 beside them")
         check(client.infer("simple", both(first, second)), first, second)
 
