@@ -168,8 +168,9 @@ class ModelCounts(ModelObserver):
     def batch_answered(self, batch_size: int, compute_us: int) -> None:
         _observe(self._cells, _COMPUTE, compute_us)
         _observe(self._cells, _BATCH, batch_size)
-        self._cells[_SIZES + 2 * batch_size] += 1
-        self._cells[_SIZES + 2 * batch_size + 1] += compute_us
+        size = _SIZES + 2 * min(batch_size, _MOST_ITEMS)
+        self._cells[size] += 1
+        self._cells[size + 1] += compute_us
         self._cells[_LAST_MS] = time.time_ns() // 1_000_000
 
     def in_flight(self, items: int) -> None:
