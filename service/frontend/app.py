@@ -3,7 +3,7 @@
     POST /predict/{model}                              ─┐
     POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
     POST /v2/models/{model}/versions/{version}/infer   ─┘
-    anything else                                      ──── Litestar (admin.py, openapi.py), with the same two headers
+    anything else                                      ──── Litestar (admin.py, openapi/), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
