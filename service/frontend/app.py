@@ -37,7 +37,7 @@ from service.frontend.http import (
     send_answer,
     server_timing,
 )
-from service.frontend.openapi import add_predictions, openapi_config, page_file
+from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
@@ -182,7 +182,7 @@ def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -
         exception_handlers={Exception: _error_response},
         logging_config=None,
     )
-    add_predictions(app)
+    finish_document(app)
     return app
 
 

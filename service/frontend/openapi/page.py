@@ -1,12 +1,13 @@
-"""The page at /docs. It works without the internet: its script and style are served from here."""
+"""The page at /docs and the document it shows. It works without the internet: script and style are served from here."""
 
 from pathlib import Path
 from typing import Any
 
 from litestar import Request, Response, get
-from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
 from service.errors import NotFound
+from service.frontend.openapi.examples import with_examples
 
 _FILES = Path(__file__).parents[1] / "static/swagger-ui"
 _MEDIA_TYPES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
@@ -36,6 +37,14 @@ class SwaggerPage(OpenAPIRenderPlugin):
 </body>
 </html>
 """
+
+
+class LiveDocument(JsonRenderPlugin):
+    """The document, with examples of the models that are loaded when it is asked for."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        models = [model.facts for model in request.app.state.engines.models()]
+        return super().render(request, with_examples(openapi_schema, models))
 
 
 @get("/static/swagger-ui/{name:str}", include_in_schema=False, sync_to_thread=True)
