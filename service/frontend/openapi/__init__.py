@@ -17,7 +17,7 @@ from litestar.types import Method
 from litestar.types.internal_types import PathParameterDefinition
 
 from service.frontend.openapi.answers import complete, operations_of
-from service.frontend.openapi.operations import prediction_paths
+from service.frontend.openapi.operations import add_optional_bodies, prediction_paths
 from service.frontend.openapi.page import LiveDocument, SwaggerPage, page_file
 from service.frontend.openapi.schemas import SCHEMAS
 
@@ -26,6 +26,9 @@ __all__ = ["finish_document", "openapi_config", "page_file"]
 _TAGS = {
     "predictions": "What the server is for.",
     "metadata": "What it serves.",
+    "statistics": "What was asked so far.",
+    "repository": "What there is to serve.",
+    "settings": "What the protocol's clients may ask of logging and tracing.",
     "health": "For probes and load balancers.",
     "metrics": "For Prometheus.",
 }
@@ -47,8 +50,9 @@ def openapi_config(version: str) -> OpenAPIConfig:
 def finish_document(app: Litestar) -> None:
     """Put in the operations of the short way and what all operations share; order them as the page shows them."""
     document = app.openapi_schema
-    complete_paths = {**prediction_paths(), **(document.paths or {})}
-    document.paths = dict(sorted(complete_paths.items(), key=lambda entry: _place(*entry)))
+    all_paths = {**prediction_paths(), **(document.paths or {})}
+    document.paths = dict(sorted(all_paths.items(), key=lambda entry: _place(*entry)))
+    add_optional_bodies(document)
     document.components.schemas.update(SCHEMAS)
     complete(document)
 

@@ -25,12 +25,14 @@ from service.errors import MethodNotAllowed, ServiceError
 
 _WORDS = {
     400: "The request does not fit; the message names the field and what was expected.",
+    403: "Not switched on in this server.",
     404: "No such model or version; the message lists those that answer.",
     405: "Another method; `Allow` says which are answered here.",
     408: "The body did not arrive in time.",
     413: "The body is longer than the limit.",
     415: "The body is of a type the model does not take.",
     500: "The model failed on this input.",
+    501: "A part of the protocol that this server does not have; the message says which.",
     503: "Overloaded, loading or draining: safe to send again after `Retry-After` seconds.",
     504: "The deadline passed before there was an answer.",
 }

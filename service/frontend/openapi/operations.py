@@ -1,6 +1,7 @@
 """The operations of the short way: predictions go past Litestar, so it cannot describe them."""
 
 from litestar.openapi.spec import (
+    OpenAPI,
     OpenAPIHeader,
     OpenAPIMediaType,
     OpenAPIResponse,
@@ -42,6 +43,29 @@ def prediction_paths() -> dict[str, PathItem]:
         f"{model}/infer": PathItem(post=_infer("Infer", _NAME)),
         f"{model}{version}/infer": PathItem(post=_infer("InferVersion", _NAME, _VERSION)),
     }
+
+
+def add_optional_bodies(document: OpenAPI) -> None:
+    """Of handlers that read an optional body themselves, so that Litestar cannot describe it."""
+    schemas = document.components.schemas
+    trace = _part_of(schemas["TraceSettings"])
+    bodies = {
+        "/v2/repository/index": Schema(
+            type=OpenAPIType.OBJECT, properties={"ready": Schema(type=OpenAPIType.BOOLEAN, default=False)}
+        ),
+        "/v2/logging": _part_of(schemas["LogSettings"]),
+        "/v2/trace/setting": trace,
+        "/v2/models/{model_name}/trace/setting": trace,
+    }
+    for path, schema in bodies.items():
+        post = (document.paths or {})[path].post
+        assert post is not None, f"bug: {path} is not answered"
+        post.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)})
+
+
+def _part_of(schema: Schema) -> Schema:
+    """Some of its properties and no others."""
+    return Schema(type=OpenAPIType.OBJECT, properties=schema.properties, additional_properties=False)
 
 
 def _predict() -> Operation:
