@@ -117,7 +117,7 @@ def _no_rows(facts: ModelFacts, spec: TensorSpec) -> list[int]:
     item = item_shape(spec, facts.batch_axis)
     if -1 in item:
         raise WrongTensor(
-            f"inputs have no row, and output {spec.name!r} {shape_text(facts, spec)} has the shape that a run gives it; "
+            f"inputs have no row, and only a run can tell the shape of output {spec.name!r} {shape_text(facts, spec)}; "
             "expected at least one row, or `outputs` that names none like it"
         )
     return [0, *item]
