@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Any, Literal
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
@@ -92,9 +92,16 @@ class ModelReadiness(Struct):
     ready: bool
 
 
+class Alive(Struct):
+    status: str = "alive"
+
+
 @get("/", include_in_schema=False)
-async def index() -> Redirect:
-    return Redirect("/docs")
+async def index(request: Request[Any, Any, Any]) -> Response[Any]:
+    """The documentation for a browser; for anything else what KServe's v1 client asks here, that the process answers."""
+    if "text/html" in request.headers.get("accept", ""):
+        return Redirect("/docs", headers={"vary": "accept"})
+    return Response(Alive(), headers={"vary": "accept"})
 
 
 @get(["/health/live", "/v2/health/live"], tags=["health"], summary="The process answers")

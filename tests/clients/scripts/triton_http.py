@@ -242,13 +242,15 @@ def case_bfloat16_is_binary_only(address: str) -> None:
         expect_words(error.message(), ["OUTPUT0", "BF16", "binary_data"], "the error")
 
 
-def case_no_rows_are_refused(address: str) -> None:
+def case_no_rows_are_answered_by_none(address: str) -> None:
+    none = np.zeros((0, 16), np.int32)
     with InferenceServerClient(address) as client:
         for binary in (True, False):
-            none = np.zeros((0, 16), np.int32)
-            error = refusal(client.infer, "simple", both(none, none, (binary, binary)))
-            expect_words(error.message(), ["INPUT0", "[0, 16]"], "the error")
-            expect(error.status(), "400", "the status")
+            asked = wanted("OUTPUT0", "OUTPUT1", binary=binary)
+            check(client.infer("simple", both(none, none, (binary, binary)), outputs=asked), none, none)
+        error = refusal(client.infer, "simple", both(none, pair()[1]))
+        expect_words(error.message(), ["INPUT0", "INPUT1"], "the error")
+        expect(error.status(), "400", "the status")
 
 
 def case_a_name_that_is_percent_encoded(address: str) -> None:
