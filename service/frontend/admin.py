@@ -98,7 +98,7 @@ class Alive(Struct):
 
 @get("/", include_in_schema=False)
 async def index(request: Request[Any, Any, Any]) -> Response[Any]:
-    """The documentation for a browser; for anything else what KServe's v1 client asks here, that the process answers."""
+    """The documentation for a browser; for anything else, as for KServe's v1 client, that the process answers."""
     if "text/html" in request.headers.get("accept", ""):
         return Redirect("/docs", headers={"vary": "accept"})
     return Response(Alive(), headers={"vary": "accept"})
