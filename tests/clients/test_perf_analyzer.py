@@ -11,25 +11,20 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from tests.support.clients import environment, needs
+from tests.support.clients import SHORT_WINDOWS, needs, perf_analyzer, perf_analyzer_libraries
 from tests.support.server import Server
-
-PROGRAM = environment("perf-analyzer") / "bin" / "perf_analyzer"
-WINDOW_MS = 400
-# Three windows are enough, whatever they differ: this is no measurement.
-SHORT = ("-p", str(WINDOW_MS), "-r", "10", "-s", "1000")
-
-
-def libraries() -> dict[str, str]:
-    """The environment in which it finds libcudart, which it is linked with and does not use."""
-    folders = environment("perf-analyzer").glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")
-    return {"LD_LIBRARY_PATH": ":".join(map(str, folders))}
 
 
 def missing_libraries() -> list[str]:
-    if not PROGRAM.exists():
+    if not perf_analyzer().exists():
         return []
-    found = subprocess.run(["ldd", PROGRAM], env=os.environ | libraries(), capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["ldd", perf_analyzer()],
+        env=os.environ | perf_analyzer_libraries(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return re.findall(r"(\S+) => not found", found.stdout)
 
 
@@ -56,10 +51,10 @@ class Level:
     succeeded: int
 
 
-def perf_analyzer(address: str, *flags: str) -> list[Level]:
+def levels_of(address: str, *flags: str) -> list[Level]:
     done = subprocess.run(
-        [PROGRAM, "-u", address, *SHORT, *flags],
-        env=os.environ | libraries(),
+        [perf_analyzer(), "-u", address, *SHORT_WINDOWS, *flags],
+        env=os.environ | perf_analyzer_libraries(),
         capture_output=True,
         text=True,
         timeout=60,
@@ -117,7 +112,7 @@ def test_over_http(
     simple_server: Server, simple_http: str, model: str, flags: list[str], concurrencies: list[int], batch: int
 ) -> None:
     failed_before = failures(simple_server, model)
-    check(perf_analyzer(simple_http, "-m", model, *flags), concurrencies, batch)
+    check(levels_of(simple_http, "-m", model, *flags), concurrencies, batch)
     assert failures(simple_server, model) == failed_before
 
 
@@ -132,9 +127,9 @@ def test_over_http(
     ids=["threads", "batches", "stream", "strings of a shape"],
 )
 def test_over_grpc(simple_grpc: str, model: str, flags: list[str], concurrencies: list[int], batch: int) -> None:
-    check(perf_analyzer(simple_grpc, "-i", "grpc", "-m", model, *flags), concurrencies, batch)
+    check(levels_of(simple_grpc, "-i", "grpc", "-m", model, *flags), concurrencies, batch)
 
 
 def test_an_unknown_model_ends_it_with_our_text(simple_http: str) -> None:
     with pytest.raises(AssertionError, match="no model 'absent'"):
-        perf_analyzer(simple_http, "-m", "absent")
+        levels_of(simple_http, "-m", "absent")

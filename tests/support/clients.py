@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "clients" / "scripts"
 REQUIREMENTS = ROOT / "tests" / "clients" / "requirements"
 
+# Three windows are enough, whatever they differ: no test measures.
+SHORT_WINDOWS = ("-p", "400", "-r", "10", "-s", "1000")
 _SCRIPT_SECONDS = 90
 
 Differences = dict[str, str]
@@ -33,6 +35,16 @@ def needs(client: str) -> pytest.MarkDecorator:
         not (environment(client) / ".ready").exists() and os.environ.get("SHOAL_REQUIRE_ALL") != "1",
         reason=f"not installed: {client}; `make clients` installs the clients",
     )
+
+
+def perf_analyzer() -> Path:
+    return environment("perf-analyzer") / "bin" / "perf_analyzer"
+
+
+def perf_analyzer_libraries() -> dict[str, str]:
+    """The variables with which it finds libcudart, which it is linked with and does not use."""
+    folders = environment("perf-analyzer").glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")
+    return {"LD_LIBRARY_PATH": ":".join(map(str, folders))}
 
 
 def cases_of(script: str) -> list[str]:
