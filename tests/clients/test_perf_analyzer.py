@@ -14,29 +14,7 @@ import pytest
 from tests.support.clients import SHORT_WINDOWS, needs, perf_analyzer, perf_analyzer_libraries
 from tests.support.server import Server
 
-
-def missing_libraries() -> list[str]:
-    if not perf_analyzer().exists():
-        return []
-    found = subprocess.run(
-        ["ldd", perf_analyzer()],
-        env=os.environ | perf_analyzer_libraries(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return re.findall(r"(\S+) => not found", found.stdout)
-
-
-MISSING = missing_libraries()
-
-pytestmark = [
-    needs("perf-analyzer"),
-    pytest.mark.skipif(
-        bool(MISSING) and os.environ.get("SHOAL_REQUIRE_ALL") != "1",
-        reason=f"perf_analyzer needs {', '.join(MISSING)}; Debian's libb64-0d has libb64.so.0d",
-    ),
-]
+pytestmark = needs("perf-analyzer")
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def environment(client: str) -> Path:
 
 
 def needs(client: str) -> pytest.MarkDecorator:
-    """Skip where the environment is absent, unless nothing may."""
+    """Skip where the client cannot run, unless nothing may."""
+    reason = _absence(client)
     return pytest.mark.skipif(
-        not (environment(client) / ".ready").exists() and os.environ.get("SHOAL_REQUIRE_ALL") != "1",
-        reason=f"not installed: {client}; `make clients` installs the clients",
+        bool(reason) and os.environ.get("SHOAL_REQUIRE_ALL") != "1", reason=reason or "it is there"
     )
 
 
@@ -73,3 +73,23 @@ def run_script(client: str, script: str, address: str) -> Differences:
     found: Differences = json.loads(done.stdout.splitlines()[-1])
     assert sorted(found) == sorted(cases), "every case of the script has run"
     return found
+
+
+def _absence(client: str) -> str:
+    """Why it cannot run; empty where it can."""
+    if not (environment(client) / ".ready").exists():
+        return f"not installed: {client}; `make clients` installs the clients"
+    if client == "perf-analyzer" and (missing := _missing_libraries()):
+        return f"perf_analyzer needs {', '.join(missing)}; Debian's libb64-0d has libb64.so.0d"
+    return ""
+
+
+def _missing_libraries() -> list[str]:
+    found = subprocess.run(
+        ["ldd", perf_analyzer()],
+        env=os.environ | perf_analyzer_libraries(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return re.findall(r"(\S+) => not found", found.stdout)

@@ -195,6 +195,12 @@ def case_priority_timeout_parameters_and_compression(address: str) -> None:
         expect_words(refusal(client.infer, "simple", both(*pair()), timeout=-1).message(), ["timeout"], "the error")
 
 
+def case_many_rows(address: str) -> None:
+    with InferenceServerClient(address) as client:
+        first, second = pair(1000, seed=9)
+        check(client.infer("simple", both(first, second)), first, second)
+
+
 def case_input_objects_are_used_again(address: str) -> None:
     with InferenceServerClient(address) as client:
         inputs = both(*pair())

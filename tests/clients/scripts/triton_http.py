@@ -188,6 +188,14 @@ def case_requests_and_answers_are_compressed(address: str) -> None:
                 check(result, first, second)
 
 
+def case_many_rows(address: str) -> None:
+    with InferenceServerClient(address) as client:
+        for binary in (True, False):
+            first, second = pair(1000, seed=9)
+            asked = wanted("OUTPUT0", "OUTPUT1", binary=binary)
+            check(client.infer("simple", both(first, second, (binary, binary)), outputs=asked), first, second)
+
+
 def case_input_objects_are_used_again(address: str) -> None:
     with InferenceServerClient(address) as client:
         inputs = both(*pair())
