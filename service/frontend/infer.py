@@ -89,8 +89,12 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
     if header_length is None:
         return _parse_raw(model, body)
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
+    return parse_request(model, request, memoryview(body)[header_length:])
+
+
+def parse_request(model: ServedModel, request: InferRequest, binary: memoryview) -> Parsed:
+    """As `parse`. `binary`: the bytes of the inputs with a `binary_data_size`, in their order."""
     specs = {spec.name: spec for spec in model.facts.inputs}
-    binary = memoryview(body)[header_length:]
     rows: dict[str, Rows] = {}
     counts: dict[str, int] = {}
     for given in request.inputs:
