@@ -18,9 +18,9 @@ from msgspec import Struct
 from service.batching.claim import ServedModel
 from service.batching.engines import Engines
 from service.errors import ModelNotReady
+from service.frontend.model_config import PLATFORM
 
-EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
-_PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics"]
 
 
 @dataclass
@@ -152,7 +152,7 @@ def model_metadata_of(engines: Engines, model: ServedModel) -> ModelMetadata:
     return ModelMetadata(
         name=facts.name,
         versions=engines.versions(facts.name),
-        platform=_PLATFORM,
+        platform=PLATFORM,
         inputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.inputs],
         outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.outputs],
         parameters={

@@ -232,6 +232,9 @@ def openapi_config(version: str) -> OpenAPIConfig:
         tags=[
             Tag("predictions", "What the server is for."),
             Tag("metadata", "What it serves."),
+            Tag("statistics", "What was asked so far."),
+            Tag("repository", "What there is to serve."),
+            Tag("settings", "What the protocol's clients may ask of logging and tracing."),
             Tag("health", "For probes and load balancers."),
             Tag("metrics", "For Prometheus."),
         ],

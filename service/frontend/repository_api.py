@@ -8,10 +8,11 @@ from typing import Any
 
 from litestar import Request, post
 from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from service.batching.engines import Engines
-from service.errors import ModelControlOff
+from service.errors import ModelControlOff, NotFound
 from service.frontend.http import decode_json
 
 _CONTROL = "none"
@@ -44,39 +45,47 @@ def refuse_control(verb: str, model: str) -> ModelControlOff:
     )
 
 
-@post(
-    ["/v2/repository/index", "/v2/repository/{repository:str}/index"],
-    status_code=200,
-    tags=["repository"],
-    summary="Every version with its state and the reason; the body may be empty",
-)
-async def repository_index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
+async def _index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
     body = await request.body()
     wanted: IndexRequest = decode_json(body, IndexRequest, "the index request") if body.strip() else IndexRequest()
     return index(state.engines, wanted.ready)
 
 
-@post(
-    [
-        "/v2/repository/models/{model_name:str}/load",
-        "/v2/repository/{repository:str}/models/{model_name:str}/load",
-    ],
-    status_code=200,
-    tags=["repository"],
-    summary="Load a model: refused, as models are those of the start",
-)
-async def load_model(model_name: str) -> None:
-    raise refuse_control("load", model_name)
+def _control(verb: str) -> HTTPRouteHandler:
+    @post(
+        f"/v2/repository/models/{{model_name:str}}/{verb}",
+        status_code=200,
+        tags=["repository"],
+        summary=f"{verb.capitalize()} a model: refused, as models are those of the start",
+        operation_id=f"{verb.capitalize()}Model",
+    )
+    async def control(model_name: str) -> None:
+        raise refuse_control(verb, model_name)
+
+    return control
 
 
 @post(
-    [
-        "/v2/repository/models/{model_name:str}/unload",
-        "/v2/repository/{repository:str}/models/{model_name:str}/unload",
-    ],
+    "/v2/repository/index",
     status_code=200,
     tags=["repository"],
-    summary="Unload a model: refused, as models are those of the start",
+    summary="Every version with its state and the reason; the body may be empty",
 )
-async def unload_model(model_name: str) -> None:
-    raise refuse_control("unload", model_name)
+async def repository_index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
+    return await _index(state, request)
+
+
+@post("/v2/repository/{repository:str}/index", status_code=200, include_in_schema=False)
+async def named_repository_index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
+    """There is one repository, whatever it is called."""
+    return await _index(state, request)
+
+
+@post("/v2/repository/{repository:str}/models/{model_name:str}/{verb:str}", include_in_schema=False)
+async def named_control(model_name: str, verb: str) -> None:
+    if verb not in ("load", "unload"):
+        raise NotFound(f"{verb!r} is nothing to do with a model; expected load or unload")
+    raise refuse_control(verb, model_name)
+
+
+HANDLERS = (repository_index, named_repository_index, _control("load"), _control("unload"), named_control)
