@@ -47,7 +47,7 @@ class Server(BaseModel, frozen=True, extra="forbid"):
         Field(
             ge=0,
             le=65535,
-            description="Port for gRPC, on the same address; 0 takes a free one. Needs the extra `grpc`. Default: no gRPC.",
+            description="Port for gRPC, 0 takes a free one. Default: no gRPC. Needs the extra `grpc`.",
         ),
     ] = None
     frontends: Annotated[

@@ -137,7 +137,7 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
         data: bytes | list[Any]
         if wanted.classes:
             output["datatype"] = "BYTES"
-            output["shape"], elements = _classes(claim, spec, wanted.classes)
+            output["shape"], elements = classes(claim, spec, wanted.classes)
             data = strings.pack(elements) if binary else [element.decode() for element in elements]
         elif spec.name in claim.model.outputs:
             array = claim.read(spec.name)
@@ -161,7 +161,8 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     return Answer(b"".join([head, *blobs]), BINARY, headers=((HEADER_LENGTH, b"%d" % len(head)),))
 
 
-def _classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+def classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+    """Shape and elements of an output as its k best classes."""
     facts = claim.model.facts
     if spec.name in claim.model.outputs:
         rows = claim.read(spec.name)

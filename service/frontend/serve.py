@@ -41,7 +41,7 @@ class HttpServer:
     """Made in the event loop it serves in. Controlled by `leave` and `connect`, from that loop's thread."""
 
     def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int) -> None:
-        metrics = RequestMetrics(counts, number)
+        metrics = self._metrics = RequestMetrics(counts, number)
         self._engines = metrics.engines = Engines(links, metrics)
         self._loaded = counts.loaded
         self._number = number
@@ -122,7 +122,7 @@ class HttpServer:
             # Here, as an extra need not be installed, and as grpcio starts threads, which no fork may follow.
             from service.frontend.grpc.server import GrpcServer
 
-            self._grpc = GrpcServer(self._frontend, self._engines, self._settings)
+            self._grpc = GrpcServer(self._frontend, self._engines, self._settings, self._metrics)
             await self._grpc.start(server.host, server.grpc_port)
 
     async def _announce(self, port: int, say: Say | None) -> None:

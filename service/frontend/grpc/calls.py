@@ -3,15 +3,22 @@
 from importlib.metadata import version as package_version
 from typing import Any
 
+import msgspec
+from google.protobuf.json_format import ParseDict
+
 from service.batching.engines import Engines
 from service.errors import ModelNotReady, NotFound
 from service.frontend.admin import EXTENSIONS, Health, model_metadata_of
 from service.frontend.grpc.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from service.frontend.grpc.open_inference_pb2 import (
+    ModelConfigRequest,
+    ModelConfigResponse,
     ModelMetadataRequest,
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    ModelStatisticsRequest,
+    ModelStatisticsResponse,
     RepositoryIndexRequest,
     RepositoryIndexResponse,
     RepositoryModelLoadRequest,
@@ -23,7 +30,11 @@ from service.frontend.grpc.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from service.frontend.model_config import model_config
 from service.frontend.repository_api import index, refuse_control
+from service.frontend.statistics import statistics
+from service.metrics import RequestMetrics
+from service.settings import Settings
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -32,9 +43,11 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 class Calls:
     """One method for each call, of the call's name in our spelling: a message in, a message out, or a ServiceError."""
 
-    def __init__(self, engines: Engines, health: Health) -> None:
+    def __init__(self, engines: Engines, health: Health, settings: Settings, metrics: RequestMetrics) -> None:
         self._engines = engines
         self._health = health
+        self._settings = settings
+        self._metrics = metrics
 
     def server_live(self, _: ServerLiveRequest) -> ServerLiveResponse:
         return ServerLiveResponse(live=True)
@@ -59,6 +72,24 @@ class Calls:
         for side, tensors in ((answer.inputs, metadata.inputs), (answer.outputs, metadata.outputs)):
             for tensor in tensors:
                 side.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        return answer
+
+    def model_config(self, request: ModelConfigRequest) -> ModelConfigResponse:
+        model = self._engines.find(request.name, request.version or None)
+        config = model_config(model, self._settings.batching.max_queue_delay_us)
+        answer = ModelConfigResponse()
+        ParseDict(msgspec.to_builtins(config), answer.config)
+        return answer
+
+    def model_statistics(self, request: ModelStatisticsRequest) -> ModelStatisticsResponse:
+        """Of all models where none is named; of all its versions where no version is."""
+        models = self._engines.models()
+        if request.name:
+            found = self._engines.find(request.name, request.version or None)
+            models = [model for model in models if model.facts.name == request.name]
+            models = [found] if request.version else models
+        answer = ModelStatisticsResponse()
+        ParseDict(msgspec.to_builtins(statistics(self._metrics, models)), answer)
         return answer
 
     def repository_index(self, request: RepositoryIndexRequest) -> RepositoryIndexResponse:

@@ -31,9 +31,7 @@ def read(kind: type[Message], data: bytes) -> Message:
     try:
         message.ParseFromString(data)
     except DecodeError as error:
-        raise MalformedRequest(
-            f"{len(data)} bytes are no {kind.__name__}; expected a message of the protocol"
-        ) from error
+        raise MalformedRequest(f"{len(data)} bytes are no {kind.__name__}; expected a message of it") from error
     return message  # type: ignore[no-any-return]
 
 

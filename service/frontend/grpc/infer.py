@@ -26,7 +26,7 @@ from service.frontend.grpc.open_inference_pb2 import (
     ModelStreamInferResponse,
 )
 from service.frontend.http import Answer
-from service.frontend.infer import InferInput, InferOutput, InferRequest, Parsed, Wanted, parse_request
+from service.frontend.infer import InferInput, InferOutput, InferRequest, Parsed, Wanted, classes, parse_request
 from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import joined
 from service.frontend.tensors import whole_shape
@@ -87,6 +87,9 @@ def _encode(parsed: Parsed, write: Write, claim: Claim) -> Answer:
 def _output(claim: Claim, wanted: Wanted) -> tuple[str, list[int], bytes]:
     """Datatype, shape and elements of an output."""
     facts, spec = claim.model.facts, wanted.spec
+    if wanted.classes:
+        shape, elements = classes(claim, spec, wanted.classes)
+        return "BYTES", shape, strings.pack(elements)
     if spec.name in claim.model.outputs:
         array = claim.read(spec.name)
         return spec.datatype, whole_shape(facts, spec, len(array)), array.tobytes()

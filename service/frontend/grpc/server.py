@@ -5,7 +5,8 @@
 
 All frontends listen on one port (SO_REUSEPORT), which the supervisor has settled. The earlier of the call's deadline
 and `server.request_timeout_ms` holds. Limits of gRPC's own, which answer before we see a request: a message longer than
-`server.max_body_bytes` ends its call with RESOURCE_EXHAUSTED, calls beyond `_MOST_CALLS` of one connection wait at the client.
+`server.max_body_bytes` ends its call with RESOURCE_EXHAUSTED, calls beyond `_MOST_CALLS` of one connection wait at the
+client.
 Ends as HTTP does (`service/frontend/serve.py`): `close` refuses new calls and ends streams once what they sent is
 answered; `finished` waits for that.
 """
@@ -14,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -29,18 +30,19 @@ from service.frontend.grpc.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENC
 from service.frontend.grpc.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from service.frontend.grpc.stream import Streams
 from service.frontend.http import Answer, Request
+from service.metrics import RequestMetrics
 from service.settings import Settings
 
 _MOST_CALLS = 1024  # of one connection at a time
 _LAST_WORDS_S = 0.5  # after `drain_timeout_s`, for the answers of those given up
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 class GrpcServer:
     """Made in the event loop it serves in."""
 
-    def __init__(self, frontend: Frontend, engines: Engines, settings: Settings) -> None:
+    def __init__(self, frontend: Frontend, engines: Engines, settings: Settings, metrics: RequestMetrics) -> None:
         self._frontend = frontend
         self._engines = engines
         self._timeout_ns = settings.server.request_timeout_ms * 1_000_000
@@ -56,7 +58,7 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", _MOST_CALLS),
             )
         )
-        calls = Calls(engines, frontend.health)
+        calls = Calls(engines, frontend.health, settings, metrics)
         for service, methods in ((SERVICE, OPEN_INFERENCE), (HEALTH_SERVICE, HEALTH)):
             described = methods.services_by_name[service.rpartition(".")[2]].methods
             handlers = {method.name: self._handler(method, calls) for method in described}
