@@ -3,7 +3,7 @@
     POST /predict/{model}                              ─┐
     POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
     POST /v2/models/{model}/versions/{version}/infer   ─┘
-    anything else                                      ──── Litestar (admin.py, openapi.py), with the same two headers
+    anything else                                      ──── Litestar (admin.py, openapi/), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
@@ -39,7 +39,7 @@ from service.frontend.http import (
     send_answer,
     server_timing,
 )
-from service.frontend.openapi import add_predictions, openapi_config, page_file
+from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
@@ -230,7 +230,7 @@ def _litestar(state: State) -> Litestar:
         exception_handlers={Exception: _error_response},
         logging_config=None,
     )
-    add_predictions(app)
+    finish_document(app)
     return app
 
 

@@ -10,12 +10,14 @@ from litestar.handlers import HTTPRouteHandler, route
 from msgspec import Struct, field
 from msgspec.structs import asdict
 
-from service.errors import MalformedRequest, NotSupported
+from service.errors import MalformedRequest, ModelNotReady, NotSupported, UnknownModel
 from service.frontend.http import decode_json
+from service.frontend.openapi.answers import errors
 from service.settings import Settings
 
 _Settings = TypeVar("_Settings", bound=Struct)
 
+_CHANGE = errors(MalformedRequest, NotSupported)
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -52,7 +54,13 @@ async def get_logging(state: State) -> LogSettings:
     return log_settings(state.settings)
 
 
-@post("/v2/logging", status_code=200, tags=["settings"], summary="The same, where nothing would change; else 501")
+@post(
+    "/v2/logging",
+    status_code=200,
+    tags=["settings"],
+    summary="The same, where nothing would change; else 501",
+    responses=_CHANGE,
+)
 async def post_logging(state: State, request: Request[Any, Any, Any]) -> LogSettings:
     return await _unchanged(request, log_settings(state.settings), "; the setting logging.level is read at the start")
 
@@ -62,12 +70,23 @@ async def get_trace() -> TraceSettings:
     return TraceSettings()
 
 
-@post("/v2/trace/setting", status_code=200, tags=["settings"], summary="The same, where nothing would change; else 501")
+@post(
+    "/v2/trace/setting",
+    status_code=200,
+    tags=["settings"],
+    summary="The same, where nothing would change; else 501",
+    responses=_CHANGE,
+)
 async def post_trace(request: Request[Any, Any, Any]) -> TraceSettings:
     return await _unchanged(request, TraceSettings(), "")
 
 
-@get("/v2/models/{model_name:str}/trace/setting", tags=["settings"], summary="Nothing is traced")
+@get(
+    "/v2/models/{model_name:str}/trace/setting",
+    tags=["settings"],
+    summary="Nothing is traced",
+    responses=errors(UnknownModel, ModelNotReady),
+)
 async def get_model_trace(state: State, model_name: str) -> TraceSettings:
     state.engines.find(model_name)
     return TraceSettings()
@@ -78,6 +97,7 @@ async def get_model_trace(state: State, model_name: str) -> TraceSettings:
     status_code=200,
     tags=["settings"],
     summary="The same, where nothing would change; else 501",
+    responses=_CHANGE | errors(UnknownModel, ModelNotReady),
 )
 async def post_model_trace(state: State, request: Request[Any, Any, Any], model_name: str) -> TraceSettings:
     state.engines.find(model_name)

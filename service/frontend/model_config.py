@@ -13,6 +13,8 @@ from msgspec import Struct
 
 from models.manifest import TensorSpec
 from service.batching.claim import ServedModel
+from service.errors import ModelNotReady, UnknownModel
+from service.frontend.openapi.answers import errors
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -72,6 +74,7 @@ def model_config(model: ServedModel, max_queue_delay_us: int) -> ModelConfig:
     ["/v2/models/{model_name:str}/config", "/v2/models/{model_name:str}/versions/{model_version:str}/config"],
     tags=["metadata"],
     summary="How a model runs, in the form of Triton's model configuration",
+    responses=errors(UnknownModel, ModelNotReady),
 )
 async def config(state: State, model_name: str, model_version: str | None = None) -> ModelConfig:
     model = state.engines.find(model_name, model_version)

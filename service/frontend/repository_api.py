@@ -12,8 +12,9 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from service.batching.engines import Engines
-from service.errors import ModelControlOff, NotFound
+from service.errors import MalformedRequest, ModelControlOff, NotFound
 from service.frontend.http import decode_json
+from service.frontend.openapi.answers import errors
 
 _CONTROL = "none"
 
@@ -58,6 +59,7 @@ def _control(verb: str) -> HTTPRouteHandler:
         tags=["repository"],
         summary=f"{verb.capitalize()} a model: refused, as models are those of the start",
         operation_id=f"{verb.capitalize()}Model",
+        responses=errors(ModelControlOff),
     )
     async def control(model_name: str) -> None:
         raise refuse_control(verb, model_name)
@@ -70,6 +72,7 @@ def _control(verb: str) -> HTTPRouteHandler:
     status_code=200,
     tags=["repository"],
     summary="Every version with its state and the reason; the body may be empty",
+    responses=errors(MalformedRequest),
 )
 async def repository_index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
     return await _index(state, request)

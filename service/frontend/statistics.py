@@ -15,6 +15,8 @@ from litestar.datastructures import State
 from msgspec import Struct
 
 from service.batching.claim import ServedModel
+from service.errors import ModelNotReady, UnknownModel
+from service.frontend.openapi.answers import errors
 from service.metrics import RequestMetrics, Totals
 
 
@@ -100,6 +102,7 @@ async def all_statistics(state: State) -> Statistics:
     ["/v2/models/{model_name:str}/stats", "/v2/models/{model_name:str}/versions/{model_version:str}/stats"],
     tags=["statistics"],
     summary="The same of one model: all its versions that answer, or one",
+    responses=errors(UnknownModel, ModelNotReady),
 )
 async def model_statistics(state: State, model_name: str, model_version: str | None = None) -> Statistics:
     found = state.engines.find(model_name, model_version)

@@ -1,4 +1,4 @@
-"""One server with all small models and gRPC in two frontends for the whole run, and servers with settings of their own."""
+"""One server with all small models and gRPC in two frontends for the whole run, and servers with their own settings."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

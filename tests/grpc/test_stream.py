@@ -1,4 +1,4 @@
-"""ModelStreamInfer: many requests on one stream, answered in order; errors, readers that do not read, streams that end."""
+"""ModelStreamInfer: many requests on one stream, answered in order; errors, who does not read, streams that end."""
 
 import asyncio
 import time
@@ -101,15 +101,19 @@ async def test_the_deadline_of_a_stream_ends_it(serve: Serve) -> None:
     server = serve(*ONE_AT_A_TIME)
     async with channel(server) as connection:
         stream = stub(connection).ModelStreamInfer((slow(i) for i in range(20)), timeout=0.5)
-        answers = []
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
+        answers: list[ModelStreamInferResponse] = []
+
+        async def take_all() -> None:
             async for answer in stream:
-                answers.append(answer)
+                answers.append(answer)  # noqa: PERF401 those before the error count
+
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await take_all()
         assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    # One may have been answered with its own deadline in the moment before.
-    assert [value_of(answer) for answer in answers if not answer.error_message] == list(range(len(answers)))[
-        : len(answers)
-    ]
+    # The last ones may say that their deadline passed, in the moment before gRPC does.
+    good = [value_of(answer) for answer in answers if not answer.error_message]
+    assert 0 < len(good) < 20
+    assert good == list(range(len(good)))
     await asyncio.to_thread(server.assert_settled)
 
 
