@@ -109,6 +109,13 @@ def test_an_output_as_its_best_classes(rpc: SimpleNamespace) -> None:
     assert arrays(answer)["votes"].tolist() == [["9:1:middle", "7:2:right"], ["3:0:left", "2:2:right"]]
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_tensors_without_a_row_have_an_answer_without_one(rpc: SimpleNamespace, raw: bool) -> None:
+    inputs = {"a": ("FP32", floats(0, 3)), "b": ("INT32", np.zeros((0, 2), np.int32))}
+    answer = arrays(rpc.ModelInfer(request("two", inputs, raw)))
+    assert same(answer, {"total": floats(0), "negated": np.zeros((0, 2), np.int32)})
+
+
 def test_infinity_and_nan_come_back_as_they_are(rpc: SimpleNamespace) -> None:
     x = np.array([[np.nan, -np.inf], [np.inf, -0.0]], np.float32)
     for raw in (True, False):

@@ -84,14 +84,14 @@ async def test_a_stream_without_a_request_ends_well(server: Server) -> None:
 
 
 async def test_a_cancelled_stream_frees_its_slots(serve: Serve) -> None:
-    server = serve(*ONE_AT_A_TIME, "--batching.max-queue-items", "64")
+    server = serve(*ONE_AT_A_TIME, "--batching.max-queue-items", "32")
     async with channel(server) as connection:
         calls = stub(connection)
         for _ in range(3):  # more than there are slots, if they were lost
             stream = calls.ModelStreamInfer()
             for i in range(30):
                 await stream.write(slow(i))
-            await asyncio.to_thread(wait_until, lambda: server.items_in_flight() >= 20, "requests in flight", 10)
+            await asyncio.to_thread(wait_until, lambda: server.items_in_flight() >= 12, "requests in flight", 10)
             stream.cancel()
             await asyncio.to_thread(wait_until, lambda: server.items_in_flight() == 0, "free slots", 10)
         assert arrays(await calls.ModelInfer(slow(7)))["y"].tolist() == [7]
