@@ -19,7 +19,7 @@ LOAD_READY := $(VENV)/.load
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers clients bench docs clean
+.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers clients bench docs proto clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench: $(SERVE_READY) $(LOAD_READY) ## Requests/s and CPU per request beside pee
 
 docs: $(TEST_READY) ## Write docs/configuration.md from the settings
 	$(BIN)/python -m service.settings_page > docs/configuration.md
+
+proto: $(TEST_READY) ## Write the gRPC messages from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. service/frontend/grpc/*.proto
 
 setup: $(TEST_READY) ## Install everything for development
 

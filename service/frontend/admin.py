@@ -140,7 +140,7 @@ async def model_names(state: State) -> ModelNames:
     responses=errors(UnknownModel, ModelNotReady),
 )
 async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> ModelMetadata:
-    return _metadata(state.engines, state.engines.find(model_name, model_version))
+    return model_metadata_of(state.engines, state.engines.find(model_name, model_version))
 
 
 @get(
@@ -169,7 +169,7 @@ def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
     return metrics
 
 
-def _metadata(engines: Engines, model: ServedModel) -> ModelMetadata:
+def model_metadata_of(engines: Engines, model: ServedModel) -> ModelMetadata:
     facts = model.facts
     return ModelMetadata(
         name=facts.name,

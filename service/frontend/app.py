@@ -166,6 +166,10 @@ class Frontend:
         prepared = self.prepare(route, request, body)
         if not isinstance(prepared, Prepared):
             prepared = await prepared
+        return await self.run(prepared, request)
+
+    async def run(self, prepared: Prepared, request: Request) -> Answer | Exception:
+        """Commit the rows and wait for the answer. Cancelled, it frees the slots as soon as the engine lets go."""
         request.committed_at = time.monotonic_ns()
         done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         try:
@@ -188,13 +192,18 @@ async def _compress_long(encoding: str, answer: Answer) -> Answer:
 
 
 def _refusal(error: Exception, request: Request) -> Answer:
+    return error_answer(refusal(error, request))
+
+
+def refusal(error: Exception, request: Request) -> ServiceError:
+    """What the client is told of any exception; one that nobody expected is logged with its traceback."""
     match error:
         case EngineError():
-            return error_answer(EngineError(f"{error} (request {request.id.decode()})"))
+            return EngineError(f"{error} (request {request.id.decode()})")
         case ServiceError():
-            return error_answer(error)
+            return error
     log.error("bug: request %s failed", request.id.decode(), exc_info=error)
-    return error_answer(EngineError(f"internal error (request {request.id.decode()})"))
+    return EngineError(f"internal error (request {request.id.decode()})")
 
 
 def _litestar(state: State) -> Litestar:

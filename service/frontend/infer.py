@@ -98,8 +98,12 @@ def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parse
     if header_length is None:
         return _parse_raw(model, body)
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
+    return parse_request(model, request, memoryview(body)[header_length:])
+
+
+def parse_request(model: ServedModel, request: InferRequest, binary: memoryview) -> Parsed:
+    """As `parse`. `binary`: the bytes of the inputs with a `binary_data_size`, in their order."""
     specs = {spec.name: spec for spec in model.facts.inputs}
-    binary = memoryview(body)[header_length:]
     rows: dict[str, Rows] = {}
     counts: dict[str, int] = {}
     for given in request.inputs:
@@ -135,7 +139,7 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
         data: bytes | list[Any]
         if wanted.classes:
             output["datatype"] = "BYTES"
-            output["shape"], elements = _classes(claim, spec, wanted.classes)
+            output["shape"], elements = classes(claim, spec, wanted.classes)
             data = strings.pack(elements) if binary else [element.decode() for element in elements]
         elif spec.name in claim.model.outputs:
             array = claim.read(spec.name)
@@ -159,7 +163,8 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     return Answer(b"".join([head, *blobs]), BINARY, headers=((HEADER_LENGTH, b"%d" % len(head)),))
 
 
-def _classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+def classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+    """Shape and elements of an output as its k best classes."""
     facts = claim.model.facts
     if spec.name in claim.model.outputs:
         rows = claim.read(spec.name)
