@@ -39,8 +39,10 @@ class ModelObserver:
     def batch_answered(self, batch_size: int, compute_us: int) -> None:
         """Once for each batch."""
 
-    def request_answered(self, status: int, microseconds: int, ran: bool) -> None:
-        """Once for each request, in the whole of its life; `ran`: the model was run for it."""
+    def request_answered(
+        self, status: int, microseconds: int, timings: Timings | None, decode_ns: int = 0, encode_ns: int = 0
+    ) -> None:
+        """Once for each request, in the whole of its life. `timings`: None where the model was not run for it."""
 
     def in_flight(self, items: int) -> None:
         """Now and then, and once none are."""
