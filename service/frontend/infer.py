@@ -4,8 +4,8 @@
     Inference-Header-Content-Length: n > 0      n bytes of JSON, then the binary tensors in the order of `inputs`
     Inference-Header-Content-Length: 0          the body is one raw tensor
 
-A raw tensor needs a model with one input; its length gives the number of items, or the one axis of any length where
-there is no batch axis. All outputs come back binary.
+A raw tensor needs a model with one input; its length gives the number of items, or, where items differ in size or
+there is no batch axis, the one axis of any length. All outputs come back binary.
 Request parameters `priority` (1 is the highest, 0 the default, which is 1) and `timeout` (microseconds) are those of
 the schedule policy extension; output parameter `classification` is that of the extension of its name. The words of what
 a raw body cannot be are Triton's: clients' tests look for them.
@@ -14,6 +14,7 @@ extensions.
 """
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import msgspec
@@ -163,10 +164,8 @@ def _classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[by
         rows = claim.read(spec.name)
     else:
         shape, joint = joined(facts, spec, claim.read_shaped(spec.name))
-        n = shape[0] if facts.batch_axis else 1
-        rows = np.frombuffer(joint, NUMPY_OF[spec.datatype]).reshape(
-            n, len(joint) // NUMPY_OF[spec.datatype].itemsize // n
-        )
+        n, item = (shape[0], shape[1:]) if facts.batch_axis else (1, shape)
+        rows = np.frombuffer(joint, NUMPY_OF[spec.datatype]).reshape(n, prod(item))
     shape, elements = class_strings(rows, k, labels_of(facts, spec))
     return shape if facts.batch_axis else shape[1:], elements
 
