@@ -3,6 +3,7 @@
 A mutation starts from a request that a model takes, so that most get past the first check.
 """
 
+import base64
 import io
 import json
 import zlib
@@ -129,8 +130,12 @@ def _of_a_model(*starts: Callable[[str], Any]) -> st.SearchStrategy[tuple[str, s
     return st.sampled_from(list(_INPUTS)).flatmap(requests)
 
 
+def _encoded_images(_: str) -> dict[str, Any]:
+    return {"instances": [{"b64": base64.b64encode(picture).decode()} for picture in _PICTURES[:2]]}
+
+
 INFER_REQUESTS = _of_a_model(_plain, _full, _binary)
-PREDICT_REQUESTS = _of_a_model(_instances)
+PREDICT_REQUESTS = _of_a_model(_instances) | st.tuples(st.just("picture"), _changed(lambda: _encoded_images("picture")))
 
 
 def _picture(file_format: str, mode: str) -> bytes:
@@ -170,6 +175,30 @@ def _damaged(draw: st.DrawFn, starts: list[bytes]) -> bytes:
 
 IMAGES = _damaged(_PICTURES)
 
+
+def _form(*parts: bytes) -> bytes:
+    """RFC 7578, with boundary `x`."""
+    head = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\nContent-Type: %s\r\n\r\n'
+    kinds = (b"image/png", b"application/octet-stream", b"text/plain")
+    return b"".join(head % kinds[i % 3] + part + b"\r\n" for i, part in enumerate(parts)) + b"--x--\r\n"
+
+
+_FORMS = [
+    _form(),
+    _form(_PICTURES[0]),
+    _form(*_PICTURES[:4]),
+    _form(b"\1\2\3\4", b"\5\6\7\x08"),
+    _form(b"", b"\r\n--x"),
+]
+FORMS = st.tuples(
+    st.sampled_from([b"multipart/form-data; boundary=x"] * 4)
+    | st.sampled_from([b"multipart/form-data", b"multipart/form-data; boundary=", b'multipart/form-data; boundary="x']),
+    _damaged(_FORMS),
+)
+ACCEPTS = st.sampled_from(
+    [b"*/*", b"application/json", b"text/csv", b"application/x-ndjson", b"text/html;q=x", b"text/csv;q=0", b";", b","]
+)
+
 _BINARY = json.dumps({"inputs": [_SIZED]}).encode()
 _WHOLE = [
     _BINARY + b"\1\2\3\4",
@@ -189,7 +218,7 @@ _VALUES: dict[bytes, st.SearchStrategy[bytes]] = {
         [b"0", b"1", b"%d" % len(_BINARY), b"-1", b"+1", b"1e3", b"00", b"9" * 400, b" 1", b"\xb2", b"\xd9\xa1"]
     ) | _any_value,
     b"content-encoding": st.sampled_from([b"gzip", b"deflate", b"identity", b"br", b"gzip, gzip", b""]) | _any_value,
-    b"accept": st.sampled_from([b"*/*", b"application/octet-stream", b"text/html;q=x", b";", b","]) | _any_value,
+    b"accept": ACCEPTS | _any_value,
     b"accept-encoding": st.sampled_from([b"gzip", b"deflate;q=0", b"*;q=nan", b"gzip;q="]) | _any_value,
     b"x-request-id": _any_value,
 }  # fmt: skip
