@@ -5,8 +5,8 @@
     Inference-Header-Content-Length: n > 0      n bytes of JSON, then the binary tensors in the order of `inputs`
     Inference-Header-Content-Length: 0          the body is one raw tensor
 
-A raw tensor needs a model with one input; its length gives the number of items, or the one axis of any length where
-there is no batch axis. All outputs come back binary.
+A raw tensor needs a model with one input; its length gives the number of items, or, where items differ in size or
+there is no batch axis, the one axis of any length. All outputs come back binary.
 Request parameters `priority` (1 is the highest, 0 the default, which is 1) and `timeout` (microseconds) are those of
 the schedule policy extension; output parameter `classification` is that of the extension of its name. The words of what
 a raw body cannot be are Triton's: clients' tests look for them.
