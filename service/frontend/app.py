@@ -2,8 +2,9 @@
 
     POST /predict/{model}                              ─┐
     POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
-    POST /v2/models/{model}/versions/{version}/infer   ─┘
-    anything else                                      ──── Litestar (admin.py, openapi.py), with the same two headers
+    POST /v2/models/{model}/versions/{version}/infer    │
+    POST /v1/models/{model}[/versions/{version}]:verb  ─┘
+    anything else                                      ──── Litestar (admin.py, …), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
@@ -25,8 +26,8 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
-from service.frontend import admin, infer, predict
-from service.frontend.head import Head, Route, find_route
+from service.frontend import admin, infer, predict, v1, v1_status
+from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
     Answer,
     ClientDisconnected,
@@ -68,6 +69,10 @@ class Frontend:
         match scope["path"].split("/"):
             case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
                 await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
+            case ["", "v1", "models", *_, last] if ":" in last:
+                verbs = ", ".join(f":{verb}" for verb in V1_VERBS)
+                refusal = NotFound(f"no such path: {scope['path']}; verbs of a model: {verbs}")
+                await send_answer(send, request, error_answer(refusal))
             case _:
                 await self._litestar(scope, receive, _with_headers(send, request, self.health))
 
@@ -85,7 +90,9 @@ class Frontend:
         deadline = request.received_at + self._timeout_ns
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
-        return infer.prepare(model, request, body, deadline)
+        if route.kind == "infer":
+            return infer.prepare(model, request, body, deadline)
+        return v1.prepare(model, route.kind, request, body, deadline, self._settings.images)
 
     def encode(self, prepared: Prepared, request: Request) -> Answer | Exception:
         """The answer of a claim that is done, which is released."""
@@ -151,6 +158,8 @@ class Frontend:
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":
             raise Draining("the server is draining; send the request to another")
+        if route.label is not None:
+            return self._engines.find(route.model, v1.version_with_label(self._engines, route.model, route.label))
         return self._engines.find(route.model, route.version)
 
 
@@ -176,6 +185,7 @@ def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -
             admin.model_ready,
             admin.metrics_handler(exposition(metrics)),
             page_file,
+            *v1_status.HANDLERS,
         ],
         state=State({"engines": engines, "health": health}),
         openapi_config=openapi_config(package_version("shoal")),
