@@ -5,6 +5,7 @@ ServiceError
 │   ├── MalformedRequest     400     broken JSON, truncated body, bad header
 │   ├── MalformedImage       400     recognised as an image, but cannot be decoded
 │   ├── WrongTensor          400     name, shape, datatype or number of values (the protocol asks for 400, never 422)
+│   ├── ModelControlOff      403     loading and unloading by request is not switched on
 │   ├── UnknownModel         404
 │   ├── NotFound             404     no such path
 │   ├── MethodNotAllowed     405     Allow
@@ -17,6 +18,7 @@ ServiceError
 │   ├── ModelNotReady            known, but loading or refused; the message gives the reason
 │   └── Draining                 the server is going away; Connection: close
 ├── EngineDied               503     in-flight items were lost with their engine; safe to retry
+├── NotSupported             501     a part of the protocol that this server does not have
 ├── DeadlineExceeded         504     work may have been done
 └── EngineError              500     our fault: logged with its traceback, the body says only that and the request id
 
@@ -46,6 +48,10 @@ class MalformedImage(RequestError):
 
 class WrongTensor(RequestError):
     status = 400
+
+
+class ModelControlOff(RequestError):
+    status = 403
 
 
 class UnknownModel(RequestError):
@@ -102,6 +108,10 @@ class Draining(Unavailable):
 class EngineDied(ServiceError):
     status = 503
     headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class NotSupported(ServiceError):
+    status = 501
 
 
 class DeadlineExceeded(ServiceError):

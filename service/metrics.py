@@ -6,7 +6,8 @@ files, and what a frontend counted survives it. On the way of a request a count 
 bisection.
 
     region of a frontend: entry "" │ entry mnist 3 │ entry cifar10 2 │ …      an entry: its key, then its cells:
-    requests by status │ histograms request, queue, compute [µs] and batch size [items] │ items in flight
+    requests by status │ histograms request, queue, compute [µs] and batch size [items] │ items in flight │ totals of
+    the requests [µs, decode and encode ns] │ last answer [ms since 1970] │ batches and their compute [µs] by size
 
 `RequestMetrics.collect` makes prometheus-client families of them. Labels are bounded: a model that does not exist
 is "".
@@ -14,8 +15,9 @@ The table in docs/operations.md is compared with what is exposed (tests/architec
 """
 
 import mmap
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -23,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from service.batching.claim import ModelObserver
+from service.batching.claim import ModelObserver, Timings
 from service.batching.client import Observer
 from service.batching.engines import Engines
 from service.batching.link import ModelFacts
@@ -36,7 +38,8 @@ _MICROSECONDS = (
     *(1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000),
 )
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_STATUSES = (200, 400, 401, 403, 404, 405, 406, 408, 413, 415, 429, 500, 503, 504)
+_FAULT = 400  # statuses from here on
+_STATUSES = (200, 400, 401, 403, 404, 405, 406, 408, 413, 415, 429, 500, 501, 503, 504)
 _CELL_OF_STATUS = {status: i for i, status in enumerate(_STATUSES)}
 
 
@@ -59,10 +62,14 @@ _IN_FLIGHT = _BATCH.end
 # Once for each request: names of the module, as a tuple's fields take twice as long to look up.
 _REQUEST_FIRST, _REQUEST_SUM = _REQUEST.first, _REQUEST.end - 1
 _QUEUE_FIRST, _QUEUE_SUM = _QUEUE.first, _QUEUE.end - 1
-_N_CELLS = _IN_FLIGHT + 1
+_RAN, _RAN_US, _QUEUE_US, _COMPUTE_US, _DECODE_NS, _ENCODE_NS, _FAILED_US = range(_IN_FLIGHT + 1, _IN_FLIGHT + 8)
+_LAST_MS = _FAILED_US + 1
+_N_CELLS = _LAST_MS + 1
+_MOST_ITEMS = 1024  # of a batch
+_SIZES = _N_CELLS  # a pair of cells for each size, outside of what is summed at each scrape
 
 _KEY_BYTES = 512
-_ENTRY_BYTES = _KEY_BYTES + 8 * _N_CELLS
+_ENTRY_BYTES = _KEY_BYTES + 8 * (_N_CELLS + 2 * (_MOST_ITEMS + 1))
 _N_ENTRIES = 1024  # versions that a frontend may count over its life; beyond them all share the last
 _REGION_BYTES = _N_ENTRIES * _ENTRY_BYTES
 
@@ -77,7 +84,7 @@ class SharedCounts:
 
     def cells(self, frontend: int, key: Key) -> memoryview:
         """The version's cells in this frontend's region, which is its own to write."""
-        wanted = "/".join(key).encode()[: _KEY_BYTES - 1]
+        wanted = _key_bytes(key)
         entry = self._memory[:0]
         for found, entry in self._entries(frontend):
             if found in (b"", wanted):
@@ -93,8 +100,26 @@ class SharedCounts:
                 if not found:
                     break
                 model, _, version = found.decode(errors="replace").rpartition("/")
+                cells = entry[_KEY_BYTES : _KEY_BYTES + 8 * _N_CELLS].cast("q")
                 total = totals.setdefault((model, version), [0] * _N_CELLS)
-                totals[model, version] = [a + b for a, b in zip(total, entry[_KEY_BYTES:].cast("q"), strict=True)]
+                last_ms = max(total[_LAST_MS], cells[_LAST_MS])
+                total[:] = [a + b for a, b in zip(total, cells, strict=True)]
+                total[_LAST_MS] = last_ms
+        return totals
+
+    def sizes(self, key: Key) -> dict[int, tuple[int, int]]:
+        """Of a version, over all frontends: how many batches of each size ran, and for how many us altogether."""
+        totals: dict[int, tuple[int, int]] = {}
+        for frontend in range(self.n_frontends):
+            for found, entry in self._entries(frontend):
+                if not found:
+                    break
+                if found == _key_bytes(key):
+                    cells = entry[_KEY_BYTES:].cast("q").tolist()[_SIZES:]
+                    for size, (count, us) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
+                        if count:
+                            before = totals.get(size, (0, 0))
+                            totals[size] = before[0] + count, before[1] + us
         return totals
 
     def _entries(self, frontend: int) -> Iterator[tuple[bytes, memoryview]]:
@@ -102,6 +127,10 @@ class SharedCounts:
         for at in range(start, start + _REGION_BYTES, _ENTRY_BYTES):
             entry = self._memory[at : at + _ENTRY_BYTES]
             yield bytes(entry[:_KEY_BYTES]).rstrip(b"\0"), entry
+
+
+def _key_bytes(key: Key) -> bytes:
+    return "/".join(key).encode()[: _KEY_BYTES - 1]
 
 
 class ModelCounts(ModelObserver):
@@ -112,13 +141,24 @@ class ModelCounts(ModelObserver):
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
 
-    def request_answered(self, status: int, microseconds: int, ran: bool) -> None:
+    def request_answered(
+        self, status: int, microseconds: int, timings: Timings | None, decode_ns: int = 0, encode_ns: int = 0
+    ) -> None:
         """Once for each prediction request; refused ones have no place in the histogram."""
         cells = self._cells
         cells[_CELL_OF_STATUS[status]] += 1
-        if ran:
+        if timings is not None:
             cells[_REQUEST_FIRST + bisect_left(_MICROSECONDS, microseconds)] += 1
             cells[_REQUEST_SUM] += microseconds
+        if status >= _FAULT:
+            cells[_FAILED_US] += microseconds
+        elif timings is not None:
+            cells[_RAN] += 1
+            cells[_RAN_US] += microseconds
+            cells[_QUEUE_US] += timings[0]
+            cells[_COMPUTE_US] += timings[1]
+            cells[_DECODE_NS] += decode_ns
+            cells[_ENCODE_NS] += encode_ns
 
     def item_answered(self, queue_us: int) -> None:
         cells = self._cells
@@ -128,9 +168,30 @@ class ModelCounts(ModelObserver):
     def batch_answered(self, batch_size: int, compute_us: int) -> None:
         _observe(self._cells, _COMPUTE, compute_us)
         _observe(self._cells, _BATCH, batch_size)
+        size = _SIZES + 2 * min(batch_size, _MOST_ITEMS)
+        self._cells[size] += 1
+        self._cells[size + 1] += compute_us
+        self._cells[_LAST_MS] = time.time_ns() // 1_000_000
 
     def in_flight(self, items: int) -> None:
         self._cells[_IN_FLIGHT] = items
+
+
+class Totals(NamedTuple):
+    """Of one version since the start, over all frontends. `by_size`: batches and their compute [us], by items."""
+
+    last_ms: int
+    items: int
+    batches: int
+    ran: int
+    ran_us: int
+    queue_us: int
+    compute_us: int
+    decode_ns: int
+    encode_ns: int
+    failed: int
+    failed_us: int
+    by_size: dict[int, tuple[int, int]]
 
 
 class RequestMetrics(Observer, Collector):
@@ -145,6 +206,10 @@ class RequestMetrics(Observer, Collector):
 
     def of(self, facts: ModelFacts) -> ModelCounts:
         return self._counts((facts.name, facts.version))
+
+    def totals(self, keys: Iterable[Key]) -> dict[Key, Totals]:
+        sums = self._shared.sums()
+        return {key: _totals(sums.get(key) or [0] * _N_CELLS, self._shared.sizes(key)) for key in keys}
 
     def collect(self) -> Iterator[Metric]:
         self._look_at_what_is_in_flight()
@@ -164,8 +229,7 @@ class RequestMetrics(Observer, Collector):
             for status, count in zip(_STATUSES, cells, strict=False):
                 if count:
                     requests.add_metric([*key, str(status)], count)
-            failed = sum(count for status, count in zip(_STATUSES, cells, strict=False) if status >= 400)
-            errors.add_metric(list(key), failed)
+            errors.add_metric(list(key), _failed(cells))
             items.add_metric(list(key), sum(cells[_QUEUE.first : _QUEUE.end - 1]))
         yield from (requests, errors, items)
         yield _family(
@@ -203,6 +267,27 @@ def exposition(metrics: RequestMetrics) -> Callable[[], bytes]:
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     return lambda: generate_latest(registry)
+
+
+def _totals(cells: list[int], by_size: dict[int, tuple[int, int]]) -> Totals:
+    return Totals(
+        last_ms=cells[_LAST_MS],
+        items=sum(cells[_QUEUE.first : _QUEUE.end - 1]),
+        batches=sum(cells[_BATCH.first : _BATCH.end - 1]),
+        ran=cells[_RAN],
+        ran_us=cells[_RAN_US],
+        queue_us=cells[_QUEUE_US],
+        compute_us=cells[_COMPUTE_US],
+        decode_ns=cells[_DECODE_NS],
+        encode_ns=cells[_ENCODE_NS],
+        failed=_failed(cells),
+        failed_us=cells[_FAILED_US],
+        by_size=by_size,
+    )
+
+
+def _failed(cells: list[int]) -> int:
+    return sum(count for status, count in zip(_STATUSES, cells, strict=False) if status >= _FAULT)
 
 
 def _observe(cells: memoryview, histogram: _Histogram, value: int) -> None:

@@ -10,5 +10,5 @@ decode.py    image bytes → uint8 rows
 tensors.py   JSON numbers and bytes ↔ arrays, checked against the model
 admin.py     health, metadata, metrics
 protocol.py  uvicorn's protocol: one write an answer, our error body for bad syntax
-openapi.py   the document behind /docs
+openapi/     the document behind /docs
 """

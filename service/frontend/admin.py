@@ -12,15 +12,17 @@ from typing import Any, Literal
 from litestar import Response, get
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Redirect
 from msgspec import Struct
 
 from service.batching.claim import ServedModel
 from service.batching.engines import Engines
-from service.errors import ModelNotReady
+from service.errors import ModelNotReady, UnknownModel
+from service.frontend.model_config import PLATFORM
+from service.frontend.openapi.answers import errors
 
-EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
-_PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics"]
 
 
 @dataclass
@@ -50,10 +52,14 @@ class Live(Struct):
     live: bool = True
 
 
-class Ready(Struct, omit_defaults=True):
-    ready: bool
-    live: bool | None = None
-    error: str = ""
+class Ready(Struct):
+    ready: bool = True
+    live: bool = True
+
+
+class NotReady(Struct):
+    error: str
+    ready: bool = False
 
 
 class ServerMetadata(Struct):
@@ -96,11 +102,18 @@ async def live() -> Live:
     return Live()
 
 
-@get(["/health/ready", "/v2/health/ready"], tags=["health"], summary="Models answer; 503 with the reason when not")
+@get(
+    ["/health/ready", "/v2/health/ready"],
+    tags=["health"],
+    summary="Models answer; 503 with the reason when not",
+    responses={503: ResponseSpec(NotReady, False, "Loading or draining; `error` says why.")},
+)
 async def ready(state: State) -> Response[Ready]:
     if reason := state.health.not_ready_because(state.engines):
-        return Response(Ready(ready=False, error=reason), status_code=503, headers={"retry-after": "1"})
-    return Response(Ready(ready=True, live=True))
+        # Any: the document has both bodies, and a handler has one return type.
+        refusal: Response[Any] = Response(NotReady(reason), status_code=503, headers={"retry-after": "1"})
+        return refusal
+    return Response(Ready())
 
 
 @get(["/v2", "/v2/"], tags=["metadata"], summary="Name, version and protocol extensions of the server")
@@ -117,6 +130,7 @@ async def model_names(state: State) -> ModelNames:
     ["/v2/models/{model_name:str}", "/v2/models/{model_name:str}/versions/{model_version:str}"],
     tags=["metadata"],
     summary="Inputs, outputs, labels of a model",
+    responses=errors(UnknownModel, ModelNotReady),
 )
 async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> ModelMetadata:
     return _metadata(state.engines, state.engines.find(model_name, model_version))
@@ -126,6 +140,7 @@ async def model_metadata(state: State, model_name: str, model_version: str | Non
     ["/v2/models/{model_name:str}/ready", "/v2/models/{model_name:str}/versions/{model_version:str}/ready"],
     tags=["health"],
     summary="This model answers; 503 with the reason when not, 404 when there is none",
+    responses=errors(UnknownModel, ModelNotReady),
 )
 async def model_ready(state: State, model_name: str, model_version: str | None = None) -> ModelReadiness:
     state.engines.find(model_name, model_version)
@@ -152,7 +167,7 @@ def _metadata(engines: Engines, model: ServedModel) -> ModelMetadata:
     return ModelMetadata(
         name=facts.name,
         versions=engines.versions(facts.name),
-        platform=_PLATFORM,
+        platform=PLATFORM,
         inputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.inputs],
         outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.outputs],
         parameters={

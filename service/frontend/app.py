@@ -4,7 +4,7 @@
     POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
     POST /v2/models/{model}/versions/{version}/infer    │
     POST /v1/models/{model}[/versions/{version}]:verb  ─┘
-    anything else                                      ──── Litestar (admin.py, …), with the same two headers
+    anything else                                      ──── Litestar (admin.py, openapi/, …), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -26,7 +27,8 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
-from service.frontend import admin, infer, predict, v1, v1_status
+from service.frontend import admin, fixed, infer, model_config, predict, repository_api, statistics, v1, v1_status
+from service.frontend.compression import INLINE_BYTES, Decompression, compress, encoding_of, wanted_encoding
 from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
     Answer,
@@ -38,7 +40,7 @@ from service.frontend.http import (
     send_answer,
     server_timing,
 )
-from service.frontend.openapi import add_predictions, openapi_config, page_file
+from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
@@ -46,6 +48,8 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 CLOSE = (b"connection", b"close")
+_large_bodies = ThreadPoolExecutor(2, thread_name_prefix="shoal-compression")
+
 ENDED = Draining("the server is draining and ended before this was answered; send it to another")
 
 
@@ -59,7 +63,8 @@ class Frontend:
         self._engines = engines
         self._settings = settings
         self._metrics = metrics
-        self._litestar = _litestar(engines, self.health, metrics)
+        state = State({"engines": engines, "health": self.health, "metrics": metrics, "settings": settings})
+        self._litestar = _litestar(state)
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         request = Request(dict(scope["headers"]), scope["query_string"])
@@ -87,6 +92,16 @@ class Frontend:
     def prepare(self, route: Route, request: Request, body: bytes) -> Prepared | Coroutine[Any, Any, Prepared]:
         """What a whole request comes to: rows to commit. Raises ServiceError."""
         model = request.model = self._find(route)
+        if (encoded := request.headers.get(b"content-encoding")) and (encoding := encoding_of(encoded)):
+            decompression = Decompression(encoding, body, self._settings.server.max_body_bytes)
+            if (whole := decompression.begin()) is None:
+                return self._prepare_long(model, route, request, decompression)
+            body = whole
+        return self._prepare(model, route, request, body)
+
+    def _prepare(
+        self, model: ServedModel, route: Route, request: Request, body: bytes
+    ) -> Prepared | Coroutine[Any, Any, Prepared]:
         deadline = request.received_at + self._timeout_ns
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
@@ -94,19 +109,31 @@ class Frontend:
             return infer.prepare(model, request, body, deadline)
         return v1.prepare(model, route.kind, request, body, deadline, self._settings.images)
 
-    def encode(self, prepared: Prepared, request: Request) -> Answer | Exception:
-        """The answer of a claim that is done, which is released."""
+    async def _prepare_long(
+        self, model: ServedModel, route: Route, request: Request, decompression: Decompression
+    ) -> Prepared:
+        """In a thread what would hold up all others."""
+        body = await asyncio.get_running_loop().run_in_executor(_large_bodies, decompression.rest)
+        prepared = self._prepare(model, route, request, body)
+        return prepared if isinstance(prepared, Prepared) else await prepared
+
+    def encode(self, prepared: Prepared, request: Request) -> Answer | Exception | Coroutine[Any, Any, Answer]:
+        """The answer of a claim that is done, which is released. A coroutine where a thread compresses a large one."""
         claim, encode = prepared
         if claim.error is not None:
             claim.release()
             return claim.error
         request.timings = claim.timings
+        started = time.monotonic_ns()
         try:
             answer = encode(claim)
         except Exception as error:  # noqa: BLE001 `finish` tells what it is
             return error
         finally:
             claim.release()
+            request.encode_ns = time.monotonic_ns() - started
+        if b"accept-encoding" in request.headers and (encoding := wanted_encoding(request.headers, answer)):
+            return compress(encoding, answer) if len(answer.body) < INLINE_BYTES else _compress_long(encoding, answer)
         return answer
 
     def finish(self, request: Request, outcome: Answer | Exception) -> Answer:
@@ -116,7 +143,8 @@ class Frontend:
             answer.headers += (CLOSE,)
         counts = self._metrics.unknown if request.model is None else request.model.observer
         microseconds = (time.monotonic_ns() - request.received_at) // 1000
-        counts.request_answered(answer.status, microseconds, request.timings is not None)
+        decode_ns = request.committed_at - request.body_at
+        counts.request_answered(answer.status, microseconds, request.timings, decode_ns, request.encode_ns)
         return answer
 
     async def _predict_long(
@@ -153,7 +181,8 @@ class Frontend:
         except asyncio.CancelledError:
             prepared.claim.release()
             raise
-        return self.encode(prepared, request)
+        outcome = self.encode(prepared, request)
+        return await outcome if isinstance(outcome, Coroutine) else outcome
 
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":
@@ -161,6 +190,10 @@ class Frontend:
         if route.label is not None:
             return self._engines.find(route.model, v1.version_with_label(self._engines, route.model, route.label))
         return self._engines.find(route.model, route.version)
+
+
+async def _compress_long(encoding: str, answer: Answer) -> Answer:
+    return await asyncio.get_running_loop().run_in_executor(_large_bodies, compress, encoding, answer)
 
 
 def _refusal(error: Exception, request: Request) -> Answer:
@@ -173,7 +206,7 @@ def _refusal(error: Exception, request: Request) -> Answer:
     return error_answer(EngineError(f"internal error (request {request.id.decode()})"))
 
 
-def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -> Litestar:
+def _litestar(state: State) -> Litestar:
     app = Litestar(
         [
             admin.index,
@@ -183,16 +216,22 @@ def _litestar(engines: Engines, health: admin.Health, metrics: RequestMetrics) -
             admin.model_names,
             admin.model_metadata,
             admin.model_ready,
-            admin.metrics_handler(exposition(metrics)),
+            admin.metrics_handler(exposition(state.metrics)),
+            model_config.config,
+            *(statistics.all_statistics, statistics.model_statistics),
+            *repository_api.HANDLERS,
+            *(fixed.get_logging, fixed.post_logging, fixed.get_trace, fixed.post_trace),
+            *(fixed.get_model_trace, fixed.post_model_trace),
+            *(fixed.shared_memory("system"), fixed.shared_memory("cuda")),
             page_file,
             *v1_status.HANDLERS,
         ],
-        state=State({"engines": engines, "health": health}),
+        state=state,
         openapi_config=openapi_config(package_version("shoal")),
         exception_handlers={Exception: _error_response},
         logging_config=None,
     )
-    add_predictions(app)
+    finish_document(app)
     return app
 
 

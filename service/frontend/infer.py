@@ -7,25 +7,31 @@
 A raw tensor needs a model with one input; its length gives the number of items, or the one axis of any length where
 there is no batch axis. All outputs come back binary.
 Request parameters `priority` (1 is the highest, 0 the default, which is 1) and `timeout` (microseconds) are those of
-the schedule policy extension.
-Sources: the protocol's REST specification and Triton's binary tensor data and schedule policy extensions.
+the schedule policy extension; output parameter `classification` is that of the extension of its name. The words of what
+a raw body cannot be are Triton's: clients' tests look for them.
+Sources: the protocol's REST specification and Triton's binary tensor data, classification and schedule policy
+extensions.
 """
 
 from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
-from models.manifest import TensorSpec
+from models.manifest import NUMPY_OF, TensorSpec
+from service.batching import strings
 from service.batching.arena import Rows
 from service.batching.claim import DEFAULT_PRIORITY, LOWEST_PRIORITY, Claim, ServedModel
 from service.errors import MalformedRequest, WrongTensor
+from service.frontend.classification import class_strings, classes_wanted, labels_of
 from service.frontend.http import BINARY, JSON, Answer, Request, decode_json
 from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import (
     flat_values,
     joined,
+    raw_string,
     shape_of_raw,
     shaped_rows_from_bytes,
     shaped_rows_from_json,
@@ -66,10 +72,11 @@ class InferRequest(Struct):
 
 
 class Wanted(Struct, frozen=True):
-    """One output of the answer, in the order asked for."""
+    """One output of the answer, in the order asked for. `classes`: how many of the best, as text; 0: as it is."""
 
     spec: TensorSpec
     binary: bool
+    classes: int = 0
 
 
 class Parsed(Struct, frozen=True):
@@ -120,9 +127,15 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     facts = claim.model.facts
     outputs: list[dict[str, Any]] = []
     blobs: list[bytes] = []
-    for spec, binary in ((wanted.spec, wanted.binary) for wanted in parsed.wanted):
+    for wanted in parsed.wanted:
+        spec, binary = wanted.spec, wanted.binary
         output: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype}
-        if spec.name in claim.model.outputs:
+        data: bytes | list[Any]
+        if wanted.classes:
+            output["datatype"] = "BYTES"
+            output["shape"], elements = _classes(claim, spec, wanted.classes)
+            data = strings.pack(elements) if binary else [element.decode() for element in elements]
+        elif spec.name in claim.model.outputs:
             array = claim.read(spec.name)
             output["shape"] = whole_shape(facts, spec, len(array))
             data = array.tobytes() if binary else to_json(array)
@@ -142,6 +155,20 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     if not blobs:
         return Answer(head, JSON)
     return Answer(b"".join([head, *blobs]), BINARY, headers=((HEADER_LENGTH, b"%d" % len(head)),))
+
+
+def _classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+    facts = claim.model.facts
+    if spec.name in claim.model.outputs:
+        rows = claim.read(spec.name)
+    else:
+        shape, joint = joined(facts, spec, claim.read_shaped(spec.name))
+        n = shape[0] if facts.batch_axis else 1
+        rows = np.frombuffer(joint, NUMPY_OF[spec.datatype]).reshape(
+            n, len(joint) // NUMPY_OF[spec.datatype].itemsize // n
+        )
+    shape, elements = class_strings(rows, k, labels_of(facts, spec))
+    return shape if facts.batch_axis else shape[1:], elements
 
 
 def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) -> Prepared:
@@ -170,9 +197,14 @@ def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
 def _parse_raw(model: ServedModel, body: bytes) -> Parsed:
     facts = model.facts
     if len(facts.inputs) != 1:
-        raise WrongTensor(f"a raw body needs a model with 1 input; {facts.name!r} has {len(facts.inputs)}")
+        raise WrongTensor(
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(facts.inputs)} inputs in "
+            f"{facts.name!r}"
+        )
     spec = facts.inputs[0]
     wanted = [Wanted(output, True) for output in facts.outputs]
+    if spec.datatype == "BYTES":
+        return Parsed("", {spec.name: raw_string(facts, spec, body)}, 1, wanted)
     if spec.name not in model.inputs:
         rows = shaped_rows_from_bytes(facts, spec, body, shape_of_raw(facts, spec, len(body)), 1)
         return Parsed("", {spec.name: rows}, 1, wanted)
@@ -224,8 +256,10 @@ def _wanted(model: ServedModel, request: InferRequest) -> list[Wanted]:
             raise WrongTensor(f"no output {output.name!r}; expected {', '.join(map(repr, specs))}")
         if output.name in wanted:
             raise WrongTensor(f"output {output.name!r} is asked for twice")
+        spec = specs[output.name]
+        classes = classes_wanted(model.facts, spec, output.parameters.get("classification"))
         binary = output.parameters.get("binary_data", all_binary) is True
-        wanted[output.name] = _checked(Wanted(specs[output.name], binary))
+        wanted[output.name] = _checked(Wanted(spec, binary, classes))
     return list(wanted.values())
 
 

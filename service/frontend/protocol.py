@@ -15,6 +15,7 @@ Two changes to uvicorn's own way: an answer goes out in one write, and bad synta
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -87,6 +88,7 @@ class Protocol(HttpToolsProtocol):
         "_body",
         "_body_timer",
         "_close_after",
+        "_compressing",
         "_decoding",
         "_frontend",
         "_head",
@@ -112,6 +114,7 @@ class Protocol(HttpToolsProtocol):
         self._body_timer: asyncio.TimerHandle | None = None
         self._decoding: asyncio.Task[Prepared] | None = None
         self._prepared: Prepared | None = None  # committed
+        self._compressing: asyncio.Task[Answer] | None = None
         self._unread = b""
         self._close_after = False
         self._answered_at = 0.0
@@ -239,12 +242,29 @@ class Protocol(HttpToolsProtocol):
         assert self._prepared is not None
         assert self._request is not None
         prepared, self._prepared = self._prepared, None
-        self._write(self._frontend.encode(prepared, self._request))
+        outcome = self._frontend.encode(prepared, self._request)
+        if isinstance(outcome, Coroutine):
+            self._compressing = self.loop.create_task(outcome)
+            self._compressing.add_done_callback(self._compressed)
+        else:
+            self._write(outcome)
+
+    def _compressed(self, task: "asyncio.Task[Answer]") -> None:
+        self._compressing = None
+        if task.cancelled() or self._head is None:
+            return  # nobody waits any more
+        error = task.exception()
+        if error is None:
+            self._write(task.result())
+        else:
+            self._write(error if isinstance(error, Exception) else EngineError("compressing was ended"))
 
     def _abandon(self) -> None:
         """Slots are free once the engine has answered them, or the decoding ends."""
         if self._decoding is not None:
             self._decoding.cancel()
+        if self._compressing is not None:
+            self._compressing.cancel()
         if self._prepared is not None:
             self._prepared.claim.release()
             self._prepared = None

@@ -68,9 +68,26 @@ def shaped_rows_from_instances(
     return rows
 
 
+def raw_string(facts: ModelFacts, spec: TensorSpec, body: bytes) -> list[ShapedRow]:
+    """The one element that a raw body is, without its length in front. Raises WrongTensor."""
+    item = item_shape(spec, facts.batch_axis)
+    if prod(item) != 1 or (not item and not facts.batch_axis):
+        raise WrongTensor(
+            f"For BYTE datatype raw input {spec.name!r}, the model must have input shape [1]; it has "
+            f"{shape_text(facts, spec)}"
+        )
+    _check_text(spec, 0, body)
+    return [_checked(facts, spec, ShapedRow(item, strings.pack([body])))]
+
+
 def shape_of_raw(facts: ModelFacts, spec: TensorSpec, n_bytes: int) -> list[int]:
     """The only shape that so many bytes can have. Raises WrongTensor where more than one axis is open."""
-    if spec.datatype == "BYTES" or not spec.shape or spec.shape.count(-1) > 1 or 0 in spec.shape:
+    if spec.shape.count(-1) > 1:
+        raise WrongTensor(
+            f"The shape of the raw input {spec.name!r} can not be deduced because there are more than one "
+            f"variable-sized dimension: {shape_text(facts, spec)}; send a JSON header that gives it"
+        )
+    if not spec.shape or 0 in spec.shape:
         raise WrongTensor(
             f"the shape of input {spec.name!r} ({spec.datatype} {shape_text(facts, spec)}) does not follow from the "
             "length of a raw body; send a JSON header that gives it"
@@ -84,7 +101,12 @@ def shape_of_raw(facts: ModelFacts, spec: TensorSpec, n_bytes: int) -> list[int]
 
 
 def joined(facts: ModelFacts, spec: TensorSpec, rows: list[ShapedRow]) -> tuple[list[int], bytes]:
-    """An output's shape and bytes. Raises EngineError where its items do not make one tensor."""
+    """An output's shape and bytes. Raises EngineError where its items do not make one tensor.
+
+    Of no rows only where every item has one shape; else WrongTensor, as nothing was run that could tell.
+    """
+    if not rows:
+        return _no_rows(facts, spec), b""
     shape = rows[0].shape
     for row in rows:
         if row.shape != shape:
@@ -108,6 +130,16 @@ def nested_values(spec: TensorSpec, row: ShapedRow) -> Any:
     elements = np.empty(prod(row.shape), object)
     elements[:] = flat_values(spec, row.data)
     return elements.reshape(row.shape).tolist()
+
+
+def _no_rows(facts: ModelFacts, spec: TensorSpec) -> list[int]:
+    item = item_shape(spec, facts.batch_axis)
+    if -1 in item:
+        raise WrongTensor(
+            f"inputs have no row, and only a run can tell the shape of output {spec.name!r} {shape_text(facts, spec)}; "
+            "expected at least one row, or `outputs` that names none like it"
+        )
+    return [0, *item]
 
 
 def _item_of(facts: ModelFacts, shape: Sequence[int]) -> tuple[int, ...]:
@@ -149,11 +181,15 @@ def _rows_of_strings(
     if len(elements) != n * size:
         raise WrongTensor(f"input {spec.name!r} has {len(elements)} elements; expected {n * size} for its shape")
     for i, element in enumerate(elements):
-        try:
-            element.decode()
-        except UnicodeDecodeError as error:
-            raise WrongTensor(
-                f"input {spec.name!r}: element {i} is not UTF-8 ({error.reason}); onnxruntime takes text"
-            ) from error
+        _check_text(spec, i, element)
     packed = (strings.pack(elements[i * size : (i + 1) * size]) for i in range(n))
     return [_checked(facts, spec, ShapedRow(item, row)) for row in packed]
+
+
+def _check_text(spec: TensorSpec, i: int, element: bytes) -> None:
+    try:
+        element.decode()
+    except UnicodeDecodeError as error:
+        raise WrongTensor(
+            f"input {spec.name!r}: element {i} is not UTF-8 ({error.reason}); onnxruntime takes text"
+        ) from error

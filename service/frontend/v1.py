@@ -30,7 +30,7 @@ from service.frontend.http import Answer, Request, decode_json
 from service.frontend.images import prepare_items
 from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import nested_values
-from service.frontend.v1_inputs import Data, from_examples, from_inputs, from_instances, images_in, rows_of
+from service.frontend.v1_inputs import Given, from_examples, from_inputs, from_instances, images_in, rows_of
 from service.settings import Images
 
 SIGNATURE = "serving_default"
@@ -76,7 +76,7 @@ def version_with_label(engines: Engines, model: str, label: str) -> str:
     raise UnknownModel(f"model {model!r} has no label {label!r}; labels: none")
 
 
-def _read_predict(facts: ModelFacts, body: bytes) -> tuple[Data, Callable[[Claim], Answer]]:
+def _read_predict(facts: ModelFacts, body: bytes) -> tuple[Given, Callable[[Claim], Answer]]:
     request: PredictRequest = decode_json(body, PredictRequest, "the predict request")
     _check_signature(request.signature_name, "predict")
     for spec in facts.outputs:
@@ -96,7 +96,7 @@ def _read_predict(facts: ModelFacts, body: bytes) -> tuple[Data, Callable[[Claim
     return from_inputs(facts, request.inputs), _encode_columns
 
 
-def _read_examples(facts: ModelFacts, body: bytes, verb: str) -> Data:
+def _read_examples(facts: ModelFacts, body: bytes, verb: str) -> Given:
     request: ExamplesRequest = decode_json(body, ExamplesRequest, f"the {verb} request")
     _check_signature(request.signature_name, verb)
     return from_examples(facts, request.examples, request.context)

@@ -20,7 +20,7 @@ from service.frontend.tensors import rows_from_json
 from service.settings import Images
 
 
-class Data(NamedTuple):
+class Given(NamedTuple):
     """
     arrays   a JSON array of items for each input
     field    what to call them in an error
@@ -32,16 +32,16 @@ class Data(NamedTuple):
     n_items: int = 1
 
 
-def from_instances(facts: ModelFacts, data: msgspec.Raw) -> Data:
+def from_instances(facts: ModelFacts, data: msgspec.Raw) -> Given:
     """Row format. Raises MalformedRequest, WrongTensor."""
     if len(facts.inputs) == 1 and b"{" not in bytes(data):
-        return Data({facts.inputs[0].name: data}, "instances")
+        return Given({facts.inputs[0].name: data}, "instances")
     instances: list[msgspec.Raw] = decode_json(data, list[msgspec.Raw], "instances")
     items = [_item(facts, bytes(instance), f"instances[{i}]") for i, instance in enumerate(instances)]
     return _by_input(facts, items, "instances")
 
 
-def from_inputs(facts: ModelFacts, data: msgspec.Raw) -> Data:
+def from_inputs(facts: ModelFacts, data: msgspec.Raw) -> Given:
     """Column format. Raises MalformedRequest, WrongTensor."""
     given = bytes(data)
     tensors: dict[str, bytes] | None = None
@@ -57,12 +57,12 @@ def from_inputs(facts: ModelFacts, data: msgspec.Raw) -> Data:
         name: msgspec.Raw(b"[%s]" % tensor if not facts.batch_axis or tensor.startswith(b"{") else tensor)
         for name, tensor in tensors.items()
     }
-    return Data(arrays, "inputs")
+    return Given(arrays, "inputs")
 
 
 def from_examples(
     facts: ModelFacts, examples: Sequence[Mapping[str, msgspec.Raw]], context: Mapping[str, msgspec.Raw]
-) -> Data:
+) -> Given:
     """Raises WrongTensor."""
     items = []
     for i, example in enumerate(examples):
@@ -72,7 +72,7 @@ def from_examples(
     return _by_input(facts, items, "examples")
 
 
-def rows_of(model: ServedModel, data: Data) -> tuple[dict[str, Rows], int]:
+def rows_of(model: ServedModel, data: Given) -> tuple[dict[str, Rows], int]:
     """The rows of every input, and how many items they are. Raises WrongTensor."""
     rows: dict[str, Rows] = {}
     counts: dict[str, int] = {}
@@ -88,7 +88,7 @@ def rows_of(model: ServedModel, data: Data) -> tuple[dict[str, Rows], int]:
     return rows, next(iter(counts.values()), data.n_items)
 
 
-def images_in(model: ServedModel, data: Data, images: Images) -> list[Item] | None:
+def images_in(model: ServedModel, data: Given, images: Images) -> list[Item] | None:
     """The items of a model that takes images; None where all are numbers. Raises MalformedImage, WrongTensor."""
     spec = model.facts.inputs[0]
     array = data.arrays[spec.name]
@@ -117,11 +117,11 @@ def _named(facts: ModelFacts, values: Mapping[str, msgspec.Raw], where: str) -> 
     return {name: bytes(value) for name, value in values.items()}
 
 
-def _by_input(facts: ModelFacts, items: Sequence[Mapping[str, bytes]], field: str) -> Data:
+def _by_input(facts: ModelFacts, items: Sequence[Mapping[str, bytes]], field: str) -> Given:
     if not items:
         raise WrongTensor(f"{field} is empty; expected at least one item")
     arrays = {spec.name: msgspec.Raw(b"[%s]" % b",".join([item[spec.name] for item in items])) for spec in facts.inputs}
-    return Data(arrays, field, len(items))
+    return Given(arrays, field, len(items))
 
 
 def _only_input(facts: ModelFacts, where: str) -> str:

@@ -62,34 +62,34 @@ class ModelStatus(Struct, omit_defaults=True):
 
 
 @get("/v1/models", tags=["v1"], summary="Names of the models that answer (KServe v1)")
-async def v1_model_names(state: State) -> ModelNames:
+async def model_names(state: State) -> ModelNames:
     return ModelNames(sorted({model.facts.name for model in state.engines.models()}))
 
 
 @get([_MODEL, _VERSION], tags=["v1"], summary="State of a model's versions; 503 with the reason when none answers")
-async def v1_model_status(state: State, model_name: str, model_version: str | None = None) -> Response[ModelStatus]:
-    return _status(state, model_name, model_version)
+async def model_status(state: State, model_name: str, model_version: str | None = None) -> Response[ModelStatus]:
+    return status_of(state, model_name, model_version)
 
 
 @get(_LABEL, include_in_schema=False)
-async def v1_label_status(state: State, model_name: str, label: str) -> Response[ModelStatus]:
-    return _status(state, model_name, version_with_label(state.engines, model_name, label))
+async def label_status(state: State, model_name: str, label: str) -> Response[ModelStatus]:
+    return status_of(state, model_name, version_with_label(state.engines, model_name, label))
 
 
 @get([f"{_MODEL}/metadata", f"{_VERSION}/metadata"], tags=["v1"], summary="Inputs and outputs as a signature")
-async def v1_model_metadata(state: State, model_name: str, model_version: str | None = None) -> dict[str, Any]:
+async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> dict[str, Any]:
     return _metadata(state.engines, model_name, model_version)
 
 
 @get(f"{_LABEL}/metadata", include_in_schema=False)
-async def v1_label_metadata(state: State, model_name: str, label: str) -> dict[str, Any]:
+async def label_metadata(state: State, model_name: str, label: str) -> dict[str, Any]:
     return _metadata(state.engines, model_name, version_with_label(state.engines, model_name, label))
 
 
-HANDLERS = [v1_model_names, v1_model_status, v1_label_status, v1_model_metadata, v1_label_metadata]
+HANDLERS = [model_names, model_status, label_status, model_metadata, label_metadata]
 
 
-def _status(state: State, name: str, version: str | None) -> Response[ModelStatus]:
+def status_of(state: State, name: str, version: str | None) -> Response[ModelStatus]:
     engines: Engines = state.engines
     known = {each: VersionStatus(each, "AVAILABLE", Status()) for each in engines.versions(name)}
     for (failed_name, failed_version), reason in engines.failures.items():

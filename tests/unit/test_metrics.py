@@ -7,6 +7,7 @@ from service.batching.link import ModelFacts
 from service.errors import ServiceError
 from service.metrics import RequestMetrics, SharedCounts, exposition
 
+NO_WAIT = (0, 0, 1)
 MODEL = ModelFacts("mnist", "3", "", (), (), TensorInput(), None, 1, 1, 1, 1, 1.0)
 
 
@@ -29,8 +30,8 @@ def test_bucket_bounds_are_inclusive_and_counts_cumulative() -> None:
 def test_whichever_frontend_is_scraped_tells_of_all_and_of_those_that_died() -> None:
     shared = SharedCounts(3)
     for frontend in range(3):
-        RequestMetrics(shared, frontend).of(MODEL).request_answered(200, 1000, ran=True)
-    RequestMetrics(shared, 1).of(MODEL).request_answered(200, 1000, ran=True)  # the second to have this number
+        RequestMetrics(shared, frontend).of(MODEL).request_answered(200, 1000, NO_WAIT)
+    RequestMetrics(shared, 1).of(MODEL).request_answered(200, 1000, NO_WAIT)  # the second to have this number
     for frontend in range(3):
         assert samples(RequestMetrics(shared, frontend))["shoal_requests_total", "200", "3", "mnist"] == 4
 
@@ -38,7 +39,7 @@ def test_whichever_frontend_is_scraped_tells_of_all_and_of_those_that_died() -> 
 def test_every_status_that_can_be_answered_has_a_cell() -> None:
     metrics = RequestMetrics(SharedCounts(1), 0)
     for error in [ServiceError, *leaves(ServiceError)]:
-        metrics.unknown.request_answered(error.status, 1, ran=False)
+        metrics.unknown.request_answered(error.status, 1, None)
 
 
 def leaves(error: type[ServiceError]) -> list[type[ServiceError]]:
@@ -49,11 +50,11 @@ def test_requests_errors_items_and_batches_are_counted_by_model() -> None:
     metrics = RequestMetrics(SharedCounts(1), 0)
     counts = metrics.of(MODEL)
     for _ in range(3):
-        counts.request_answered(200, 2000, ran=True)
+        counts.request_answered(200, 2000, NO_WAIT)
         counts.item_answered(queue_us=300)
     counts.batch_answered(batch_size=3, compute_us=4000)
-    counts.request_answered(400, 1000, ran=False)
-    metrics.unknown.request_answered(404, 1000, ran=False)
+    counts.request_answered(400, 1000, None)
+    metrics.unknown.request_answered(404, 1000, None)
     seen = samples(metrics)
     assert seen["shoal_requests_total", "200", "3", "mnist"] == 3
     assert seen["shoal_requests_total", "3", "400", "mnist"] == 1

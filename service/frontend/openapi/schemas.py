@@ -1,0 +1,76 @@
+"""The shapes of what predictions take and answer, for the operations that Litestar does not know."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from litestar.openapi.spec import Reference, Schema
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
+
+from models.manifest import Datatype
+
+STRING = Schema(type=OpenAPIType.STRING)
+BYTES = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+_ANY = Schema()
+_PARAMETERS = Schema(type=OpenAPIType.OBJECT)
+
+
+def _array(items: Schema | Reference, description: str | None = None, min_items: int | None = None) -> Schema:
+    return Schema(type=OpenAPIType.ARRAY, items=items, description=description, min_items=min_items)
+
+
+def _object(required: Sequence[str], **properties: Schema | Reference) -> Schema:
+    return Schema(type=OpenAPIType.OBJECT, required=list(required), properties=properties)
+
+
+def named(name: str) -> Reference:
+    """One of `SCHEMAS`, where it is kept in the document."""
+    assert name in SCHEMAS, f"bug: no schema {name}"
+    return Reference(ref=f"#/components/schemas/{name}")
+
+
+_TENSOR: dict[str, Schema | Reference] = {
+    "name": STRING,
+    "shape": _array(Schema(type=OpenAPIType.INTEGER, minimum=0)),
+    "datatype": Schema(type=OpenAPIType.STRING, enum=list(get_args(Datatype))),
+    "parameters": _PARAMETERS,
+    "data": _array(_ANY, "Nested or flat, row-major; absent where the tensor is binary."),
+}
+_LABEL: dict[str, Schema | Reference] = {
+    "label": STRING,
+    "probability": Schema(type=OpenAPIType.NUMBER),
+}
+
+SCHEMAS = {
+    "InferRequest": _object(
+        ["inputs"],
+        id=STRING,
+        parameters=_PARAMETERS,
+        inputs=_array(_object(["name", "shape", "datatype"], **_TENSOR)),
+        outputs=Schema(
+            type=[OpenAPIType.ARRAY, OpenAPIType.NULL],
+            items=_object(["name"], name=STRING, parameters=_PARAMETERS),
+            description="Which outputs to answer, in this order; all where it is absent.",
+        ),
+    ),
+    "InferResponse": _object(
+        ["model_name", "model_version", "outputs"],
+        model_name=STRING,
+        model_version=STRING,
+        id=STRING,
+        outputs=_array(_object(["name", "shape", "datatype"], **_TENSOR)),
+    ),
+    "Instances": _object(["instances"], instances=_array(_ANY, "Items, each nested or flat, row-major.", min_items=1)),
+    "Predictions": _object(
+        ["model", "version", "predictions"],
+        model=STRING,
+        version=STRING,
+        predictions=_array(
+            Schema(any_of=[Reference(ref="#/components/schemas/Labelled"), Schema(type=OpenAPIType.OBJECT)]),
+            "One for each item: its most probable label and the `top_k` best where the model has labels, else its "
+            "outputs by name.",
+        ),
+    ),
+    "Labelled": _object(
+        ["label", "probability", "top"], **_LABEL, top=_array(_object(["label", "probability"], **_LABEL))
+    ),
+}
