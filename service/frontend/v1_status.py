@@ -16,7 +16,9 @@ from msgspec import Struct
 from models.manifest import Datatype, TensorSpec
 from service.batching.client import version_key
 from service.batching.engines import Engines
+from service.errors import ModelNotReady, UnknownModel
 from service.frontend.admin import ModelNames
+from service.frontend.openapi.answers import errors
 from service.frontend.v1 import SIGNATURE, version_with_label
 
 _MODEL = "/v1/models/{model_name:str}"
@@ -52,21 +54,29 @@ class VersionStatus(Struct):
     status: Status
 
 
-class ModelStatus(Struct, omit_defaults=True):
+class ModelStatus(Struct):
     """`name` and `ready` are KServe's, the rest TensorFlow Serving's: the newest version first."""
 
     name: str
     ready: bool
     model_version_status: list[VersionStatus]
-    error: str = ""
 
 
-@get("/v1/models", tags=["v1"], summary="Names of the models that answer (KServe v1)")
+class NoVersionReady(ModelStatus):
+    error: str
+
+
+@get("/v1/models", tags=["metadata"], summary="KServe v1: names of the models that answer")
 async def model_names(state: State) -> ModelNames:
     return ModelNames(sorted({model.facts.name for model in state.engines.models()}))
 
 
-@get([_MODEL, _VERSION], tags=["v1"], summary="State of a model's versions; 503 with the reason when none answers")
+@get(
+    [_MODEL, _VERSION],
+    tags=["metadata"],
+    summary="KServe v1, TensorFlow Serving: state of a model's versions; 503 with the reason when none answers",
+    responses=errors(UnknownModel, ModelNotReady),
+)
 async def model_status(state: State, model_name: str, model_version: str | None = None) -> Response[ModelStatus]:
     return status_of(state, model_name, model_version)
 
@@ -76,7 +86,12 @@ async def label_status(state: State, model_name: str, label: str) -> Response[Mo
     return status_of(state, model_name, version_with_label(state.engines, model_name, label))
 
 
-@get([f"{_MODEL}/metadata", f"{_VERSION}/metadata"], tags=["v1"], summary="Inputs and outputs as a signature")
+@get(
+    [f"{_MODEL}/metadata", f"{_VERSION}/metadata"],
+    tags=["metadata"],
+    summary="TensorFlow Serving: inputs and outputs as a signature",
+    responses=errors(UnknownModel, ModelNotReady),
+)
 async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> dict[str, Any]:
     return _metadata(state.engines, model_name, model_version)
 
@@ -104,7 +119,7 @@ def status_of(state: State, name: str, version: str | None) -> Response[ModelSta
     if answers and state.health.state == "serving":
         return Response(ModelStatus(name, True, versions))
     reason = "the server is draining" if answers else "no version answers"
-    status = ModelStatus(name, False, versions, f"model {name!r} is not ready: {reason}")
+    status = NoVersionReady(name, False, versions, f"model {name!r} is not ready: {reason}")
     return Response(status, status_code=503, headers={"retry-after": "1"})
 
 
