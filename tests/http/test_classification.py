@@ -83,3 +83,13 @@ def test_strings_have_no_order(any_http: httpx.Client) -> None:
     message = refusal(infer(any_http, "repeated", tensor(["a"], [1], "BYTES"), outputs=best(1, "y")))
     assert "BYTES" in message
     assert "'y'" in message
+
+
+def test_classes_of_no_rows_are_none(http: httpx.Client) -> None:
+    answer = infer(http, "echo", tensor([], [0, 4]), outputs=best(2, "half"))
+    assert outputs_of(answer)["half"] == {"name": "half", "datatype": "BYTES", "shape": [0, 2], "data": []}
+
+
+def test_classes_of_no_rows_where_the_input_differs_in_size(any_http: httpx.Client) -> None:
+    answer = infer(any_http, "pictures", tensor([], [0, 2, 2, 3]), outputs=best(2, "mean"))
+    assert outputs_of(answer)["mean"]["shape"] == [0, 2]
