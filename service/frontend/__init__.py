@@ -3,6 +3,7 @@
 app.py       the ASGI application: the short way for predictions, Litestar for everything else
 http.py      one request: its body, its id, its answer
 infer.py     POST /v2/models/…/infer      Open Inference Protocol, JSON and binary tensors
+v1.py        POST /v1/models/…:predict, :classify, :regress; v1_inputs.py what they give, v1_status.py GET /v1/models…
 predict.py   POST /predict/…              images, forms, JSON, raw rows → labels
 multipart_form.py, accept.py, predictions.py    its forms, what its client accepts, its answers
 images.py    a request's images → rows, in a thread where they are large

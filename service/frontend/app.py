@@ -2,8 +2,9 @@
 
     POST /predict/{model}                              ─┐
     POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
-    POST /v2/models/{model}/versions/{version}/infer   ─┘
-    anything else                                      ──── Litestar (admin.py, openapi/), with the same two headers
+    POST /v2/models/{model}/versions/{version}/infer    │
+    POST /v1/models/{model}[/versions/{version}]:verb  ─┘
+    anything else                                      ──── Litestar (admin.py, openapi/, …), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
@@ -26,9 +27,9 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
-from service.frontend import admin, fixed, infer, model_config, predict, repository_api, statistics
+from service.frontend import admin, fixed, infer, model_config, predict, repository_api, statistics, v1, v1_status
 from service.frontend.compression import INLINE_BYTES, Decompression, compress, encoding_of, wanted_encoding
-from service.frontend.head import Head, Route, find_route
+from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
     Answer,
     ClientDisconnected,
@@ -73,6 +74,10 @@ class Frontend:
         match scope["path"].split("/"):
             case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
                 await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
+            case ["", "v1", "models", *_, last] if ":" in last:
+                verbs = ", ".join(f":{verb}" for verb in V1_VERBS)
+                refusal = NotFound(f"no such path: {scope['path']}; verbs of a model: {verbs}")
+                await send_answer(send, request, error_answer(refusal))
             case _:
                 await self._litestar(scope, receive, _with_headers(send, request, self.health))
 
@@ -100,7 +105,9 @@ class Frontend:
         deadline = request.received_at + self._timeout_ns
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
-        return infer.prepare(model, request, body, deadline)
+        if route.kind == "infer":
+            return infer.prepare(model, request, body, deadline)
+        return v1.prepare(model, route.kind, request, body, deadline, self._settings.images)
 
     async def _prepare_long(
         self, model: ServedModel, route: Route, request: Request, decompression: Decompression
@@ -184,6 +191,8 @@ class Frontend:
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":
             raise Draining("the server is draining; send the request to another")
+        if route.label is not None:
+            return self._engines.find(route.model, v1.version_with_label(self._engines, route.model, route.label))
         return self._engines.find(route.model, route.version)
 
 
@@ -224,6 +233,7 @@ def _litestar(state: State) -> Litestar:
             *(fixed.get_model_trace, fixed.post_model_trace),
             *(fixed.shared_memory("system"), fixed.shared_memory("cuda")),
             page_file,
+            *v1_status.HANDLERS,
         ],
         state=state,
         openapi_config=openapi_config(package_version("shoal")),

@@ -15,12 +15,16 @@ _KEPT = 1024  # heads; one that carries an id of its request is seen once and pu
 _MOST_DIGITS = 15
 
 
-class Route(NamedTuple):
-    """Where a prediction goes. `version` None: the newest that is ready."""
+V1_VERBS = ("predict", "classify", "regress")
 
-    kind: str  # predict or infer
+
+class Route(NamedTuple):
+    """Where a prediction goes. `version` None: the newest that is ready, or the one with `label`."""
+
+    kind: str  # predict, infer, or v1: and one of V1_VERBS
     model: str
     version: str | None
+    label: str | None = None
 
 
 class Head(NamedTuple):
@@ -40,6 +44,23 @@ def find_route(path: str) -> Route | None:
             return Route("infer", name, None)
         case ["", "v2", "models", name, "versions", version, "infer"]:
             return Route("infer", name, version)
+        case ["", "v1", "models", *rest] if rest:
+            return _v1_route(*rest)
+    return None
+
+
+def _v1_route(*path: str) -> Route | None:
+    """Of what follows /v1/models/; the verb is behind the last colon."""
+    last, colon, verb = path[-1].rpartition(":")
+    if not colon or verb not in V1_VERBS:
+        return None
+    match (*path[:-1], last):
+        case (name,):
+            return Route(f"v1:{verb}", name, None)
+        case (name, "versions", version):
+            return Route(f"v1:{verb}", name, version)
+        case (name, "labels", label):
+            return Route(f"v1:{verb}", name, None, label)
     return None
 
 

@@ -48,17 +48,19 @@ def shaped_rows_from_bytes(
     return [_checked(facts, spec, ShapedRow(item, view[i * size : (i + 1) * size])) for i in range(n)]
 
 
-def shaped_rows_from_instances(facts: ModelFacts, spec: TensorSpec, data: msgspec.Raw) -> list[ShapedRow]:
+def shaped_rows_from_instances(
+    facts: ModelFacts, spec: TensorSpec, data: msgspec.Raw, field: str = "instances"
+) -> list[ShapedRow]:
     """Items from a JSON array of items, each nested as its own shape. Raises WrongTensor."""
-    instances: list[msgspec.Raw] = decode_json(data, list[msgspec.Raw], "instances")
+    instances: list[msgspec.Raw] = decode_json(data, list[msgspec.Raw], field)
     if not instances:
-        raise WrongTensor(f"input {spec.name!r}: instances is empty; expected at least one item")
+        raise WrongTensor(f"input {spec.name!r}: {field} is empty; expected at least one item")
     rows = []
     for i, instance in enumerate(instances):
-        array = elements_from_json(spec, instance, f"instances[{i}]", least_depth=0)
+        array = elements_from_json(spec, instance, f"{field}[{i}]", least_depth=0)
         if not item_fits(facts, spec, array.shape):
             raise WrongTensor(
-                f"input {spec.name!r}: instances[{i}] has shape {list(array.shape)}; "
+                f"input {spec.name!r}: {field}[{i}] has shape {list(array.shape)}; "
                 f"expected {list(item_shape(spec, facts.batch_axis))}, -1 for any length"
             )
         _check_shape_fits_row(facts, spec, array.shape)

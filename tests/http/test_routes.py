@@ -111,7 +111,16 @@ def test_an_unknown_version_is_404_and_the_message_lists_those_that_answer(
 @pytest.mark.parametrize(
     "path",
     [
-        *("/nothing", "/v1/models/echo", "/predict", "/predict/echo/1", "/predict/echo/", "/v2/nothing"),
+        *(
+            "/nothing",
+            "/v1",
+            "/v1/models/echo/nothing",
+            "/v1/models/echo:nothing",
+            "/predict",
+            "/predict/echo/1",
+            "/predict/echo/",
+            "/v2/nothing",
+        ),
         *("/v2/models/echo/versions", "/v2/models/echo/versions/1/infer/", "/health", "/v2/models/echo/a%2Fb/infer"),
     ],
 )
@@ -143,6 +152,9 @@ def test_nothing_outside_the_static_folder_is_served(server: Server, path: str) 
         ("DELETE", "/v2/models/echo/versions/1/infer", "POST"),
         ("POST", "/health/live", "GET"),
         ("POST", "/v2/models", "GET"),
+        ("GET", "/v1/models/echo:predict", "POST"),
+        ("PUT", "/v1/models/echo/versions/1:classify", "POST"),
+        ("POST", "/v1/models/echo", "GET"),
         ("PUT", "/v2/models/echo", "GET"),
         ("POST", "/metrics", "GET"),
         ("DELETE", "/docs", "GET"),

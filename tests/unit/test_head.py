@@ -24,6 +24,11 @@ def test_a_plain_post_of_known_length_is_parsed() -> None:
         (b"/predict/a%20b", Route("predict", "a b", None)),
         (b"/v2/models/m/infer", Route("infer", "m", None)),
         (b"/v2/models/m/versions/3/infer", Route("infer", "m", "3")),
+        (b"/v1/models/m:predict", Route("v1:predict", "m", None)),
+        (b"/v1/models/m%3Aclassify", Route("v1:classify", "m", None)),
+        (b"/v1/models/a:b:regress", Route("v1:regress", "a:b", None)),
+        (b"/v1/models/m/versions/3:predict", Route("v1:predict", "m", "3")),
+        (b"/v1/models/m/labels/stable%3apredict", Route("v1:predict", "m", None, "stable")),
     ],
 )
 def test_routes(target: bytes, route: Route) -> None:
@@ -43,6 +48,10 @@ def test_a_client_that_wants_the_connection_closed_is_seen() -> None:
     [
         b"GET /predict/mnist HTTP/1.1\r\nContent-Length: 5",
         b"POST /health/live HTTP/1.1\r\nContent-Length: 5",
+        b"POST /v1/models/m:explain HTTP/1.1\r\nContent-Length: 5",
+        b"POST /v1/models/m HTTP/1.1\r\nContent-Length: 5",
+        b"POST /v1/models/m:predict/more HTTP/1.1\r\nContent-Length: 5",
+        b"POST /v1/models/m/tags/1:predict HTTP/1.1\r\nContent-Length: 5",
         b"POST /predict/mnist HTTP/1.0\r\nContent-Length: 5",
         b"POST /predict/mnist HTTP/1.1\r\nHost: x",
         b"POST /predict/mnist HTTP/1.1\r\nContent-Length: five",

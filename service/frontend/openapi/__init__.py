@@ -3,6 +3,7 @@
     answers.py      what all answers share: `errors(...)` for a handler's `responses`, headers, 405
     schemas.py      shapes of requests and answers of the short way
     operations.py   its operations: those that Litestar does not know are added here
+    v1.py           the same for /v1/models/…:predict, :classify, :regress
     examples.py     what can be tried with the models that are loaded
     page.py         the page that shows the document
 
@@ -20,6 +21,7 @@ from service.frontend.openapi.answers import complete, operations_of
 from service.frontend.openapi.operations import add_optional_bodies, prediction_paths
 from service.frontend.openapi.page import LiveDocument, SwaggerPage, page_file
 from service.frontend.openapi.schemas import SCHEMAS
+from service.frontend.openapi.v1 import V1_SCHEMAS, v1_paths
 
 __all__ = ["finish_document", "openapi_config", "page_file"]
 
@@ -50,10 +52,10 @@ def openapi_config(version: str) -> OpenAPIConfig:
 def finish_document(app: Litestar) -> None:
     """Put in the operations of the short way and what all operations share; order them as the page shows them."""
     document = app.openapi_schema
-    all_paths = {**prediction_paths(), **(document.paths or {})}
+    all_paths = {**prediction_paths(), **v1_paths(), **(document.paths or {})}
     document.paths = dict(sorted(all_paths.items(), key=lambda entry: _place(*entry)))
     add_optional_bodies(document)
-    document.components.schemas.update(SCHEMAS)
+    document.components.schemas.update(SCHEMAS | V1_SCHEMAS)
     complete(document)
 
 

@@ -19,6 +19,7 @@ from service.errors import (
     DeadlineExceeded,
     EngineError,
     MalformedRequest,
+    NotAcceptable,
     Overloaded,
     UnknownModel,
     UnsupportedMediaType,
@@ -26,11 +27,11 @@ from service.errors import (
 from service.frontend.openapi.answers import error_responses
 from service.frontend.openapi.schemas import BYTES, STRING, named
 
-_NAME = Parameter(name="model_name", param_in="path", required=True, schema=STRING)
-_VERSION = Parameter(name="model_version", param_in="path", required=True, schema=STRING)
+NAME = Parameter(name="model_name", param_in="path", required=True, schema=STRING)
+VERSION = Parameter(name="model_version", param_in="path", required=True, schema=STRING)
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _LENGTH = Schema(type=OpenAPIType.INTEGER, minimum=0)
-_ERRORS = (
+PREDICTION_ERRORS = (
     *(MalformedRequest, UnknownModel, BodyTimeout, BodyTooLarge),
     *(EngineError, Overloaded, DeadlineExceeded),
 )
@@ -40,8 +41,8 @@ def prediction_paths() -> dict[str, PathItem]:
     model, version = "/v2/models/{model_name}", "/versions/{model_version}"
     return {
         "/predict/{model_name}": PathItem(post=_predict()),
-        f"{model}/infer": PathItem(post=_infer("Infer", _NAME)),
-        f"{model}{version}/infer": PathItem(post=_infer("InferVersion", _NAME, _VERSION)),
+        f"{model}/infer": PathItem(post=_infer("Infer", NAME)),
+        f"{model}{version}/infer": PathItem(post=_infer("InferVersion", NAME, VERSION)),
     }
 
 
@@ -79,21 +80,28 @@ def _predict() -> Operation:
     return Operation(
         operation_id="Predict",
         tags=["predictions"],
-        summary="An image, JSON or raw rows in; labels and probabilities out",
-        parameters=[_NAME, top_k],
+        summary="Images, JSON or raw rows in; labels and probabilities out",
+        parameters=[NAME, top_k],
         request_body=RequestBody(
             required=True,
             description="Of an image model, any of the formats it takes. Raw rows are the items' bytes, row-major, "
-            "little-endian, one item after another.",
+            "little-endian, one item after another. Each part of a form is one item, an image or a raw row.",
             content={
                 **binary,
                 "application/json": OpenAPIMediaType(schema=named("Instances")),
                 "application/octet-stream": OpenAPIMediaType(schema=BYTES),
+                "multipart/form-data": OpenAPIMediaType(schema=named("Form")),
             },
         ),
         responses={
-            "200": _answer({"application/json": OpenAPIMediaType(schema=named("Predictions"))}),
-            **error_responses(*_ERRORS, UnsupportedMediaType),
+            "200": _answer(
+                {
+                    "application/json": OpenAPIMediaType(schema=named("Predictions")),
+                    "text/csv": OpenAPIMediaType(schema=STRING),
+                    "application/x-ndjson": OpenAPIMediaType(schema=STRING),
+                }
+            ),
+            **error_responses(*PREDICTION_ERRORS, UnsupportedMediaType, NotAcceptable),
         },
     )
 
@@ -128,7 +136,7 @@ def _infer(operation_id: str, *path: Parameter) -> Operation:
                 "application/octet-stream": OpenAPIMediaType(schema=BYTES),
             },
         ),
-        responses={"200": answer, **error_responses(*_ERRORS)},
+        responses={"200": answer, **error_responses(*PREDICTION_ERRORS)},
     )
 
 

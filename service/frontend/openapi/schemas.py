@@ -60,6 +60,13 @@ SCHEMAS = {
         outputs=_array(_object(["name", "shape", "datatype"], **_TENSOR)),
     ),
     "Instances": _object(["instances"], instances=_array(_ANY, "Items, each nested or flat, row-major.", min_items=1)),
+    "Form": Schema(
+        type=OpenAPIType.OBJECT,
+        min_properties=1,
+        additional_properties=True,
+        properties={"images": _array(BYTES)},
+        description="Files, in the order of the answers; their fields may be called anything.",
+    ),
     "Predictions": _object(
         ["model", "version", "predictions"],
         model=STRING,
