@@ -9,6 +9,7 @@ ServiceError
 │   ├── UnknownModel         404
 │   ├── NotFound             404     no such path
 │   ├── MethodNotAllowed     405     Allow
+│   ├── NotAcceptable        406     Accept names no form that is offered
 │   ├── BodyTimeout          408     the body did not arrive in time
 │   ├── BodyTooLarge         413
 │   └── UnsupportedMediaType 415
@@ -67,6 +68,10 @@ class MethodNotAllowed(RequestError):
     def __init__(self, method: str, allowed: str) -> None:
         super().__init__(f"{method} is not allowed here; allowed: {allowed}")
         self.headers = {"allow": allowed}
+
+
+class NotAcceptable(RequestError):
+    status = 406
 
 
 class BodyTimeout(RequestError):

@@ -39,7 +39,7 @@ _MICROSECONDS = (
 )
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _FAULT = 400  # statuses from here on
-_STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 501, 503, 504)
+_STATUSES = (200, 400, 401, 403, 404, 405, 406, 408, 413, 415, 429, 500, 501, 503, 504)
 _CELL_OF_STATUS = {status: i for i, status in enumerate(_STATUSES)}
 
 
@@ -168,8 +168,9 @@ class ModelCounts(ModelObserver):
     def batch_answered(self, batch_size: int, compute_us: int) -> None:
         _observe(self._cells, _COMPUTE, compute_us)
         _observe(self._cells, _BATCH, batch_size)
-        self._cells[_SIZES + 2 * batch_size] += 1
-        self._cells[_SIZES + 2 * batch_size + 1] += compute_us
+        size = _SIZES + 2 * min(batch_size, _MOST_ITEMS)
+        self._cells[size] += 1
+        self._cells[size + 1] += compute_us
         self._cells[_LAST_MS] = time.time_ns() // 1_000_000
 
     def in_flight(self, items: int) -> None:

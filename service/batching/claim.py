@@ -83,8 +83,10 @@ class ServedModel:
         free = self.free
         if n_items == 1 and free:
             return Claim(self, [free.pop()])
+        if n_items == 0:
+            return NoItems(self, [])
         if not 0 < n_items <= self.capacity:
-            raise WrongTensor(f"{n_items} items in one request; expected 1 to {self.capacity}")
+            raise WrongTensor(f"{n_items} items in one request; expected at most {self.capacity}")
         if n_items > len(free):
             raise Overloaded(
                 f"model {self.facts.name!r} is overloaded: {self.in_flight} items in flight, room for {self.capacity}"
@@ -177,6 +179,18 @@ class Claim:
         done, self._done = self._done, None
         if done is not None:
             done(self)
+
+
+class NoItems(Claim):
+    """Of a request whose tensors have no row: there is nothing to run, so it is done at once, with timings of 0.
+
+    `read` gives [0, elements of an item], `read_shaped` nothing.
+    """
+
+    __slots__ = ()
+
+    def run(self, done: Callable[[Claim], None]) -> None:
+        done(self)
 
 
 _ERRORS: dict[int, Callable[[], Exception]] = {

@@ -14,6 +14,7 @@ extensions.
 """
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import msgspec
@@ -163,10 +164,8 @@ def _classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[by
         rows = claim.read(spec.name)
     else:
         shape, joint = joined(facts, spec, claim.read_shaped(spec.name))
-        n = shape[0] if facts.batch_axis else 1
-        rows = np.frombuffer(joint, NUMPY_OF[spec.datatype]).reshape(
-            n, len(joint) // NUMPY_OF[spec.datatype].itemsize // n
-        )
+        n, item = (shape[0], shape[1:]) if facts.batch_axis else (1, shape)
+        rows = np.frombuffer(joint, NUMPY_OF[spec.datatype]).reshape(n, prod(item))
     shape, elements = class_strings(rows, k, labels_of(facts, spec))
     return shape if facts.batch_axis else shape[1:], elements
 

@@ -1,64 +1,47 @@
-"""POST /predict/{model}: an image, plain JSON, or raw rows in; labels and probabilities out.
+"""POST /predict/{model}: images, plain JSON, or raw rows in; labels and probabilities out.
 
     image/* or anything that starts like one     one image, decoded to the model's size and colours
+    multipart/form-data                          items in the order of the parts, each an image or one raw row
     application/json                             {"instances": [item, …]}, each item nested or flat numbers; nested as
-                                                 its own shape where items differ in size
+                                                 its own shape where items differ in size; {"b64": image} among them
     other bytes (application/octet-stream, …)    one or more raw rows
 
-`?top_k=3` limits how many labels come back with each item (default 5).
+`?top_k=3` limits how many labels come back with each item (default 5); `Accept` chooses JSON, CSV or NDJSON.
 """
 
-import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Struct
 
-from models.manifest import Classification, ImageInput, TensorSpec
+from models.manifest import ImageInput, TensorSpec
 from service.batching.arena import Rows, ShapedRow, row_bytes
 from service.batching.claim import Claim, ServedModel
 from service.batching.link import ModelFacts
 from service.errors import MalformedRequest, UnsupportedMediaType, WrongTensor
-from service.frontend.decode import FORMATS, looks_like_image, open_image, render
+from service.frontend.accept import ANYTHING, form_asked_for
+from service.frontend.decode import FORMATS, looks_like_image
 from service.frontend.http import Answer, Request, decode_json
+from service.frontend.images import Item, items_from_json, open_upload, prepare_items
+from service.frontend.multipart_form import Part, read_parts
+from service.frontend.predictions import DEFAULT_TOP_K, encoding
 from service.frontend.prepared import Prepared, claim_rows
-from service.frontend.shaped import nested_values, shaped_rows_from_instances
-from service.frontend.tensors import items_in, rows_from_json, shape_text
+from service.frontend.shaped import shaped_rows_from_instances
+from service.frontend.tensors import check_truth, items_in, rows_from_json, shape_text
 from service.settings import Images
 
-DEFAULT_TOP_K = 5
-_PROBABILITY_DIGITS = 6
 _MOST_DIGITS = 9  # more labels than any model has; Python refuses to read numbers of thousands of digits
 
 # What curl, browsers and HTTP libraries send when nobody told them what a body is.
 _UNSPECIFIC = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
-
-# Two at a time: a large image takes up to 8 bytes a pixel while it is decoded.
-_large_decodes = ThreadPoolExecutor(2, thread_name_prefix="shoal-decode")
-
-_encoder = msgspec.json.Encoder()
+_UNSPECIFIC_PART = (b"", b"application/octet-stream", b"text/plain")  # RFC 7578 §4.4: text/plain is the default
 
 
 class Instances(Struct):
     instances: msgspec.Raw
-
-
-class Label(Struct):
-    label: str
-    probability: float
-
-
-class Labelled(Struct):
-    """One item of a classifier: the most probable label, and the best `top_k`."""
-
-    label: str
-    probability: float
-    top: list[Label]
 
 
 class _Plan(NamedTuple):
@@ -66,15 +49,13 @@ class _Plan(NamedTuple):
 
     spec           of its only input
     row_bytes      of an item, where they are all of one size and any byte is fine; else -1
-    answer_begins  everything in front of the predictions
-    encode         with as many labels as nobody asked for
+    encode         as JSON, with as many labels as nobody asked for
     refusal        why its tensors do not fit here; "" where they do
     """
 
     spec: TensorSpec
     row_bytes: int
     image: ImageInput | None
-    answer_begins: bytes
     encode: Callable[[Claim], Answer]
     refusal: str
 
@@ -82,10 +63,14 @@ class _Plan(NamedTuple):
 def prepare(
     model: ServedModel, request: Request, body: bytes, deadline: int, images: Images
 ) -> Prepared | Coroutine[Any, Any, Prepared]:
-    """A coroutine where a thread decodes a large image. Raises ServiceError."""
+    """A coroutine where a thread decodes large images. Raises ServiceError."""
     plan: _Plan = model.plans.get("predict") or _make_plan(model)
-    encode = _encoding(model.facts, plan.answer_begins, _top_k(request.query)) if request.query else plan.encode
-    kind = _kind(plan, request.headers.get(b"content-type", b""), body)
+    accept = request.headers.get(b"accept", ANYTHING)
+    encode = plan.encode
+    if request.query or accept != ANYTHING:
+        encode = _encoding_asked_for(model, plan, accept, request.query)
+    content_type = request.headers.get(b"content-type", b"")
+    kind = _kind(plan, content_type, body)
     if kind == "rows" and len(body) == plan.row_bytes:  # the usual case
         claim = model.claim(1)
         claim.deadline = deadline
@@ -93,8 +78,9 @@ def prepare(
         return Prepared(claim, encode)
     if plan.refusal:
         raise WrongTensor(plan.refusal)
-    if kind == "image":
-        return _prepare_image(model, plan, body, images, deadline, encode)
+    if kind == "image" or kind == "form" or (plan.image is not None and kind == "json" and b'"b64"' in body):
+        items = _items(model, plan, kind, content_type, body, images)
+        return prepare_items(model, plan.spec.name, plan.image, items, images, deadline, encode)
     rows, n_items = _rows(model, plan, kind, body)
     return Prepared(claim_rows(model, n_items, {plan.spec.name: rows}, deadline), encode)
 
@@ -103,23 +89,15 @@ def _make_plan(model: ServedModel) -> _Plan:
     facts = model.facts
     spec = facts.inputs[0] if facts.inputs else TensorSpec("", "BOOL", ())
     plain_rows = spec.name in model.inputs and spec.datatype != "BOOL"
-    begins = _encoder.encode({"model": facts.name, "version": facts.version})[:-1] + b',"predictions":'
     refusal = _misfit(facts)
     plan = model.plans["predict"] = _Plan(
         spec,
         row_bytes(spec, facts.batch_axis) if plain_rows and not refusal else -1,
         facts.input if isinstance(facts.input, ImageInput) else None,
-        begins,
-        _encoding(facts, begins, DEFAULT_TOP_K),
+        encoding(facts),
         refusal,
     )
     return plan
-
-
-def _encoding(facts: ModelFacts, begins: bytes, top_k: int) -> Callable[[Claim], Answer]:
-    if facts.classification is None:
-        return functools.partial(_encode_plain, begins)
-    return functools.partial(_encode_labels, begins, facts.classification, top_k)
 
 
 def _misfit(facts: ModelFacts) -> str:
@@ -137,48 +115,50 @@ def _misfit(facts: ModelFacts) -> str:
     return ""
 
 
-def _prepare_image(
-    model: ServedModel,
-    plan: _Plan,
-    body: bytes,
-    images: Images,
-    deadline: int,
-    encode: Callable[[Claim], Answer],
-) -> Prepared | Coroutine[Any, Any, Prepared]:
-    """The slot is claimed before any pixel is decoded: a full server must not decode what it will refuse."""
-    target = plan.image
-    assert target is not None, "bug: an image for a model that takes none"
-    image = open_image(body, images.max_pixels)  # its header
+def _items(model: ServedModel, plan: _Plan, kind: str, content_type: bytes, body: bytes, images: Images) -> list[Item]:
+    """Of a request that may hold images. Raises ServiceError."""
+    if kind == "image":
+        return [open_upload(body, images)]
+    if kind == "json":
+        request: Instances = decode_json(body, Instances, "the prediction request")
+        return items_from_json(model, plan.spec, request.instances, images, "instances")
+    if plan.spec.name not in model.inputs:
+        raise _not_raw(model, plan.spec)
+    parts = read_parts(content_type, body, model.capacity)
+    return [
+        open_upload(part.body, images, part.where) if _is_image(plan, part) else _part_row(model, plan, part)
+        for part in parts
+    ]
 
-    @contextmanager
-    def claimed() -> Iterator[Claim]:
-        """Released where decoding fails or is cancelled."""
-        claim = model.claim(1)
-        claim.deadline = deadline
-        try:
-            yield claim
-        except BaseException:
-            claim.release()
-            raise
 
-    if image.width * image.height < images.decode_in_thread_pixels:
-        with claimed() as claim:
-            claim.write(plan.spec.name, render(image, target).tobytes())
-        return Prepared(claim, encode)
+def _is_image(plan: _Plan, part: Part) -> bool:
+    """Raises UnsupportedMediaType, naming the part."""
+    if plan.image is not None and (part.media_type.startswith(b"image/") or looks_like_image(part.body)):
+        return True
+    if part.media_type in _UNSPECIFIC_PART:
+        return False
+    expected = "an image or " if plan.image is not None else ""
+    raise UnsupportedMediaType(
+        f"{part.where}: Content-Type {part.media_type.decode('latin-1')!r}; "
+        f"expected {expected}application/octet-stream with one raw row"
+    )
 
-    async def decode() -> Prepared:
-        # Claimed in here: a coroutine that is cancelled before it begins runs no line that could release.
-        with claimed() as claim:
-            loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(_large_decodes, render, image, target)
-            claim.write(plan.spec.name, pixels.tobytes())
-        return Prepared(claim, encode)
 
-    return decode()
+def _part_row(model: ServedModel, plan: _Plan, part: Part) -> bytes:
+    """One raw row. Raises WrongTensor, naming the part."""
+    size = row_bytes(plan.spec, model.facts.batch_axis)
+    if len(part.body) != size:
+        kind = f"neither an image ({', '.join(FORMATS)}) nor a raw row" if plan.image is not None else "no raw row"
+        raise WrongTensor(f"{part.where} is {kind}: {len(part.body)} bytes; expected {size}")
+    try:
+        check_truth(plan.spec, part.body)
+    except WrongTensor as error:
+        raise WrongTensor(f"{part.where}: {error}") from error
+    return part.body
 
 
 def _kind(plan: _Plan, content_type: bytes, body: bytes) -> str:
-    """image, json or rows."""
+    """image, json, form or rows."""
     media_type = _media_type(content_type)
     if media_type == b"application/json":
         return "json"
@@ -187,10 +167,12 @@ def _kind(plan: _Plan, content_type: bytes, body: bytes) -> str:
             return "image"
         if media_type in _UNSPECIFIC:
             return "rows"
+    if media_type == b"multipart/form-data":
+        return "form"
     expected = f"an image ({', '.join(FORMATS)}), " if plan.image is not None else ""
     raise UnsupportedMediaType(
         f"Content-Type {media_type.decode('latin-1')!r}; "
-        f"expected {expected}application/json or application/octet-stream"
+        f"expected {expected}application/json, multipart/form-data or application/octet-stream"
     )
 
 
@@ -218,35 +200,24 @@ def _rows(model: ServedModel, plan: _Plan, kind: str, body: bytes) -> tuple[Rows
 def _shaped_rows(model: ServedModel, spec: TensorSpec, kind: str, body: bytes) -> list[ShapedRow]:
     """Items that differ in size: JSON shows where each ends."""
     if kind != "json":
-        raise WrongTensor(
-            f"items of input {spec.name!r} ({spec.datatype} {shape_text(model.facts, spec)}) differ in size, so the "
-            'body cannot be raw rows; send {"instances": [item, ...]} as application/json'
-        )
+        raise _not_raw(model, spec)
     request: Instances = decode_json(body, Instances, "the prediction request")
     return shaped_rows_from_instances(model.facts, spec, request.instances)
 
 
-def _encode_labels(begins: bytes, classification: Classification, top_k: int, claim: Claim) -> Answer:
-    """The most probable labels of each item, best first."""
-    labels = classification.labels
-    predictions = []
-    for row in claim.read(classification.output).tolist():
-        best = sorted(range(len(labels)), key=row.__getitem__, reverse=True)[:top_k]  # equals keep their order
-        top = [Label(labels[i], round(row[i], _PROBABILITY_DIGITS)) for i in best]
-        predictions.append(Labelled(top[0].label, top[0].probability, top))
-    return Answer(b"%s%s}" % (begins, _encoder.encode(predictions)))
+def _not_raw(model: ServedModel, spec: TensorSpec) -> WrongTensor:
+    return WrongTensor(
+        f"items of input {spec.name!r} ({spec.datatype} {shape_text(model.facts, spec)}) differ in size, so the "
+        'body cannot be raw rows; send {"instances": [item, ...]} as application/json'
+    )
 
 
-def _encode_plain(begins: bytes, claim: Claim) -> Answer:
-    """Every output of each item: flat, or nested where items differ in size."""
-    columns: dict[str, list[Any]] = {}
-    for spec in claim.model.facts.outputs:
-        if spec.name in claim.model.outputs:
-            columns[spec.name] = claim.read(spec.name).tolist()  # flat: its rows have one axis
-        else:
-            columns[spec.name] = [nested_values(spec, row) for row in claim.read_shaped(spec.name)]
-    predictions = [{name: column[i] for name, column in columns.items()} for i in range(len(claim.slots))]
-    return Answer(b"%s%s}" % (begins, _encoder.encode(predictions)))
+def _encoding_asked_for(model: ServedModel, plan: _Plan, accept: bytes, query: bytes) -> Callable[[Claim], Answer]:
+    """Raises NotAcceptable, MalformedRequest."""
+    form = form_asked_for(accept)
+    if form == "json" and not query:
+        return plan.encode
+    return encoding(model.facts, form, _top_k(query))
 
 
 def _top_k(query: bytes) -> int:

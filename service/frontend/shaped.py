@@ -99,7 +99,12 @@ def shape_of_raw(facts: ModelFacts, spec: TensorSpec, n_bytes: int) -> list[int]
 
 
 def joined(facts: ModelFacts, spec: TensorSpec, rows: list[ShapedRow]) -> tuple[list[int], bytes]:
-    """An output's shape and bytes. Raises EngineError where its items do not make one tensor."""
+    """An output's shape and bytes. Raises EngineError where its items do not make one tensor.
+
+    Of no rows only where every item has one shape; else WrongTensor, as nothing was run that could tell.
+    """
+    if not rows:
+        return _no_rows(facts, spec), b""
     shape = rows[0].shape
     for row in rows:
         if row.shape != shape:
@@ -123,6 +128,16 @@ def nested_values(spec: TensorSpec, row: ShapedRow) -> Any:
     elements = np.empty(prod(row.shape), object)
     elements[:] = flat_values(spec, row.data)
     return elements.reshape(row.shape).tolist()
+
+
+def _no_rows(facts: ModelFacts, spec: TensorSpec) -> list[int]:
+    item = item_shape(spec, facts.batch_axis)
+    if -1 in item:
+        raise WrongTensor(
+            f"inputs have no row, and only a run can tell the shape of output {spec.name!r} {shape_text(facts, spec)}; "
+            "expected at least one row, or `outputs` that names none like it"
+        )
+    return [0, *item]
 
 
 def _item_of(facts: ModelFacts, shape: Sequence[int]) -> tuple[int, ...]:

@@ -26,13 +26,13 @@ _HEAD_BYTES = 256  # brackets, and the white space that pretty printing puts bet
 
 
 def check_shape(facts: ModelFacts, spec: TensorSpec, shape: list[int]) -> int:
-    """The number of items. Raises WrongTensor unless `shape` is [n, *item shape] with n >= 1, or the item's alone."""
+    """The number of items. Raises WrongTensor unless `shape` is [n, *item shape] with n >= 0, or the item's alone."""
     if facts.batch_axis:
-        n_items, given = (shape[0], shape[1:]) if shape else (0, [])
+        n_items, given = (shape[0], shape[1:]) if shape else (-1, [])
     else:
         n_items, given = 1, shape
     usual = tuple(given) == spec.shape[1:] and min(given, default=0) >= 0 and facts.batch_axis
-    if n_items < 1 or not (usual or item_fits(facts, spec, given)):
+    if n_items < 0 or not (usual or item_fits(facts, spec, given)):
         raise WrongTensor(f"input {spec.name!r} has shape {shape}; expected {shape_text(facts, spec)}")
     if 0 in given and n_items > facts.capacity:  # items without elements, of which no count of values or bytes tells
         raise WrongTensor(f"input {spec.name!r} has shape {shape}; expected at most {facts.capacity} items")
@@ -54,14 +54,15 @@ def rows_from_json(
 ) -> tuple[RowBytes, int]:
     """Items from a JSON array, nested or flat in row-major order, and how many they are.
 
-    n        how many are expected; None: as many as the array has entries
+    n        how many are expected; None: as many as the array has entries, at least one
     field    what to call the array in an error
     Raises   WrongTensor
     """
     array = elements_from_json(spec, data, field)
-    n = len(array) if n is None else n
-    if n == 0:
-        raise WrongTensor(f"input {spec.name!r}: {field} is empty; expected at least one item")
+    if n is None:
+        n = len(array)
+        if n == 0:
+            raise WrongTensor(f"input {spec.name!r}: {field} is empty; expected at least one item")
     check_count(spec, array, whole_shape(facts, spec, n), field)
     return array.tobytes(), n
 

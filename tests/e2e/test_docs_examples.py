@@ -38,4 +38,4 @@ def test_an_example_works_as_it_stands(server: Server, command: str) -> None:
     if text.startswith("{"):
         answer, _ = json.JSONDecoder().raw_decode(text)
         assert "error" not in answer
-        assert answer.keys() & {"predictions", "outputs", "name", "ready"}
+        assert answer.keys() & {"predictions", "outputs", "name", "ready", "model_stats"}

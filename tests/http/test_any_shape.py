@@ -109,10 +109,25 @@ def test_instances_that_do_not_fit_are_refused(any_http: httpx.Client, instances
 
 
 def test_raw_rows_of_unequal_size_are_refused_with_what_to_do(any_http: httpx.Client) -> None:
-    for path in ("/predict/ragged", "/v2/models/ragged/infer", "/v2/models/labels/infer"):
+    for path in ("/predict/ragged", "/v2/models/ragged/infer"):
         message = refusal(any_http.post(path, content=b"12345678", headers=OCTETS))
         assert "'x'" in message
         assert "JSON" in message or "application/json" in message
+    message = refusal(any_http.post("/v2/models/words/infer", content=b"12345678", headers=OCTETS))
+    assert "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'words'" in message
+
+
+def test_a_raw_string_is_the_one_element_without_its_length(any_http: httpx.Client) -> None:
+    answer = any_http.post("/v2/models/labels/infer", content=b"dog", headers=OCTETS)
+    assert answer.status_code == 200, answer.text
+    assert np.frombuffer(answer.content[-8:], np.int64).tolist() == [2]
+    message = refusal(any_http.post("/v2/models/labels/infer", content=b"\xff", headers=OCTETS))
+    assert "not UTF-8" in message
+
+
+def test_a_raw_string_needs_items_of_one_element(any_http: httpx.Client) -> None:
+    message = refusal(any_http.post("/v2/models/split/infer", content=b"dog", headers=OCTETS))
+    assert "For BYTE datatype raw input 'x', the model must have input shape [1]" in message
 
 
 @pytest.mark.parametrize(
@@ -121,7 +136,7 @@ def test_raw_rows_of_unequal_size_are_refused_with_what_to_do(any_http: httpx.Cl
         ([1, 2, 3], ["[1, 2, 3]", "[n, -1]"]),
         ([6], ["[6]", "[n, -1]"]),
         ([], ["[]", "[n, -1]"]),
-        ([0, 6], ["[0, 6]", "[n, -1]"]),
+        ([0, 6], ["6 values", "expected 0", "[0, 6]"]),
         ([1, -1], ["[1, -1]", "[n, -1]"]),
         ([2, 4], ["6 values", "8", "[2, 4]"]),
         ([1, 2**62], ["batching.max_row_bytes"]),

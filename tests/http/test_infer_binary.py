@@ -186,7 +186,7 @@ def test_a_raw_body_is_the_only_input_and_all_outputs_are_binary(http: httpx.Cli
         ("echo", b"", ["0 bytes", "multiple of 4"]),
         ("echo", b"12345", ["5 bytes", "multiple of 4", "UINT8 [4]"]),
         ("echo", b"1" * 4 * 1025, ["1025 items", "1024"]),
-        ("two", b"1" * 20, ["1 input", "'two' has 2"]),
+        ("two", b"1" * 20, ["Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'two'"]),
     ],
 )
 def test_a_raw_body_that_does_not_fit_is_refused(

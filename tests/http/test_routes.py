@@ -36,7 +36,13 @@ def test_the_server_tells_its_name_version_and_extensions(http: httpx.Client, pa
     assert answer.status_code == 200
     assert answer.json()["name"] == "shoal"
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", answer.json()["version"])
-    assert answer.json()["extensions"] == ["binary_tensor_data", "schedule_policy"]
+    assert answer.json()["extensions"] == [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "schedule_policy",
+        "statistics",
+    ]
 
 
 def test_all_models_are_listed(http: httpx.Client) -> None:

@@ -14,10 +14,11 @@ from service.batching.arena import create_arena
 from service.batching.claim import ModelObserver, ServedModel
 from service.batching.link import ModelFacts
 from service.errors import MalformedImage, Overloaded
-from service.frontend import predict
+from service.frontend import images, predict
 from service.frontend.http import Request
 from service.frontend.prepared import Prepared
 from service.settings import Images
+from tests.support.claims import deadline_in
 
 INPUTS = (TensorSpec("image", "UINT8", (-1, 8, 8, 3)),)
 OUTPUTS = (TensorSpec("y", "FP32", (-1, 2)),)
@@ -39,8 +40,8 @@ def png() -> bytes:
     return file.getvalue()
 
 
-def prepare(model: ServedModel, body: bytes, images: Images = IN_A_THREAD) -> object:
-    return predict.prepare(model, Request({}, b""), body, 0, images)
+def prepare(model: ServedModel, body: bytes, settings: Images = IN_A_THREAD) -> object:
+    return predict.prepare(model, Request({}, b""), body, deadline_in(10), settings)
 
 
 async def test_a_large_image_is_decoded_in_a_thread_and_holds_its_slot(model: ServedModel) -> None:
@@ -70,21 +71,21 @@ async def test_a_decoding_that_is_cancelled_while_a_thread_is_at_it_gives_its_sl
     assert model.in_flight == 0
 
 
-@pytest.mark.parametrize("images", [IN_A_THREAD, Images()], ids=["thread", "loop"])
-async def test_an_image_that_cannot_be_decoded_gives_its_slot_back(model: ServedModel, images: Images) -> None:
+@pytest.mark.parametrize("settings", [IN_A_THREAD, Images()], ids=["thread", "loop"])
+async def test_an_image_that_cannot_be_decoded_gives_its_slot_back(model: ServedModel, settings: Images) -> None:
     broken = png()[:-30]
     with pytest.raises(MalformedImage):
-        await prepare(model, broken, images)
+        await prepare(model, broken, settings)
     assert model.in_flight == 0
 
 
-@pytest.mark.parametrize("images", [IN_A_THREAD, Images()], ids=["thread", "loop"])
+@pytest.mark.parametrize("settings", [IN_A_THREAD, Images()], ids=["thread", "loop"])
 async def test_a_full_server_does_not_decode(
-    model: ServedModel, images: Images, monkeypatch: pytest.MonkeyPatch
+    model: ServedModel, settings: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "render", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "render", lambda *_: pytest.fail("decoded"))
     claim = model.claim(1)
     with pytest.raises(Overloaded):
-        await prepare(model, png(), images)
+        await prepare(model, png(), settings)
     claim.release()
     assert model.in_flight == 0
