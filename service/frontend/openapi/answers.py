@@ -28,6 +28,7 @@ _WORDS = {
     403: "Not switched on in this server.",
     404: "No such model or version; the message lists those that answer.",
     405: "Another method; `Allow` says which are answered here.",
+    406: "`Accept` names none of the forms of the answer.",
     408: "The body did not arrive in time.",
     413: "The body is longer than the limit.",
     415: "The body is of a type the model does not take.",

@@ -19,12 +19,13 @@ from service.errors import (
     DeadlineExceeded,
     EngineError,
     MalformedRequest,
+    NotAcceptable,
     Overloaded,
     UnknownModel,
     UnsupportedMediaType,
 )
 from service.frontend.openapi.answers import error_responses
-from service.frontend.openapi.schemas import BYTES, STRING, named
+from service.frontend.openapi.schemas import BYTES, CSV, FORM, LINES, STRING, named
 
 _NAME = Parameter(name="model_name", param_in="path", required=True, schema=STRING)
 _VERSION = Parameter(name="model_version", param_in="path", required=True, schema=STRING)
@@ -79,7 +80,7 @@ def _predict() -> Operation:
     return Operation(
         operation_id="Predict",
         tags=["predictions"],
-        summary="An image, JSON or raw rows in; labels and probabilities out",
+        summary="Images, JSON or raw rows in; labels and probabilities out",
         parameters=[_NAME, top_k],
         request_body=RequestBody(
             required=True,
@@ -87,13 +88,20 @@ def _predict() -> Operation:
             "little-endian, one item after another.",
             content={
                 **binary,
+                "multipart/form-data": OpenAPIMediaType(schema=FORM),
                 "application/json": OpenAPIMediaType(schema=named("Instances")),
                 "application/octet-stream": OpenAPIMediaType(schema=BYTES),
             },
         ),
         responses={
-            "200": _answer({"application/json": OpenAPIMediaType(schema=named("Predictions"))}),
-            **error_responses(*_ERRORS, UnsupportedMediaType),
+            "200": _answer(
+                {
+                    "application/json": OpenAPIMediaType(schema=named("Predictions")),
+                    "text/csv": OpenAPIMediaType(schema=CSV),
+                    "application/x-ndjson": OpenAPIMediaType(schema=LINES),
+                }
+            ),
+            **error_responses(*_ERRORS, NotAcceptable, UnsupportedMediaType),
         },
     )
 

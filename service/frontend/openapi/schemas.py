@@ -28,6 +28,15 @@ def named(name: str) -> Reference:
     return Reference(ref=f"#/components/schemas/{name}")
 
 
+FORM = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={"image": _array(BYTES, "Each part is an item, whatever its field is called.")},
+    additional_properties=_ANY,
+    min_properties=1,
+)
+CSV = Schema(type=OpenAPIType.STRING, description="A header line, and a line for each item.")
+LINES = Schema(type=OpenAPIType.STRING, description="A line of JSON for each item: what `predictions` has for it.")
+
 _TENSOR: dict[str, Schema | Reference] = {
     "name": STRING,
     "shape": _array(Schema(type=OpenAPIType.INTEGER, minimum=0)),
@@ -59,7 +68,10 @@ SCHEMAS = {
         id=STRING,
         outputs=_array(_object(["name", "shape", "datatype"], **_TENSOR)),
     ),
-    "Instances": _object(["instances"], instances=_array(_ANY, "Items, each nested or flat, row-major.", min_items=1)),
+    "Instances": _object(
+        ["instances"],
+        instances=_array(_ANY, 'Items, each nested or flat, row-major, or `{"b64": image}`.', min_items=1),
+    ),
     "Predictions": _object(
         ["model", "version", "predictions"],
         model=STRING,
