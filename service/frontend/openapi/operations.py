@@ -25,7 +25,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.frontend.openapi.answers import error_responses
-from service.frontend.openapi.schemas import BYTES, CSV, FORM, LINES, STRING, named
+from service.frontend.openapi.schemas import BYTES, CSV, FORM, INFERRED, LINES, PREDICTED, STRING, named
 
 _NAME = Parameter(name="model_name", param_in="path", required=True, schema=STRING)
 _VERSION = Parameter(name="model_version", param_in="path", required=True, schema=STRING)
@@ -96,7 +96,7 @@ def _predict() -> Operation:
         responses={
             "200": _answer(
                 {
-                    "application/json": OpenAPIMediaType(schema=named("Predictions")),
+                    "application/json": OpenAPIMediaType(schema=named("Predictions"), example=PREDICTED),
                     "text/csv": OpenAPIMediaType(schema=CSV),
                     "application/x-ndjson": OpenAPIMediaType(schema=LINES),
                 }
@@ -116,7 +116,7 @@ def _infer(operation_id: str, *path: Parameter) -> Operation:
     )
     answer = _answer(
         {
-            "application/json": OpenAPIMediaType(schema=named("InferResponse")),
+            "application/json": OpenAPIMediaType(schema=named("InferResponse"), example=INFERRED),
             "application/octet-stream": OpenAPIMediaType(schema=BYTES),
         }
     )

@@ -86,3 +86,20 @@ SCHEMAS = {
         ["label", "probability", "top"], **_LABEL, top=_array(_object(["label", "probability"], **_LABEL))
     ),
 }
+
+PREDICTED = {
+    "model": "mnist",
+    "version": "3",
+    "predictions": [
+        {
+            "label": "7",
+            "probability": 0.949916,
+            "top": [{"label": "7", "probability": 0.949916}, {"label": "2", "probability": 0.008149}],
+        }
+    ],
+}
+INFERRED = {
+    "model_name": "linear_regression",
+    "model_version": "1",
+    "outputs": [{"name": "prediction", "datatype": "FP32", "shape": [1, 1], "data": [16.25]}],
+}
