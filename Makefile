@@ -42,6 +42,7 @@ lint: $(TEST_READY)
 
 types: $(TEST_READY)
 	$(BIN)/mypy
+	$(BIN)/mypy docs/client.py
 
 imports: $(TEST_READY)
 	$(BIN)/lint-imports --no-logo
