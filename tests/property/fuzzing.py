@@ -3,6 +3,7 @@
 A mutation starts from a request that a model takes, so that most get past the first check.
 """
 
+import base64
 import io
 import json
 import zlib
@@ -34,7 +35,20 @@ _INPUTS: dict[str, list[dict[str, Any]]] = {
 _SIZED = {"shape": [1, 4], "parameters": {"binary_data_size": 4}, "datatype": "UINT8", "name": "x"}
 
 _PARAMETERS = ["binary_data_size", "binary_data", "binary_data_output", "classification", "priority", "timeout"]
-_KEYS = ["inputs", "outputs", "parameters", "id", "name", "shape", "datatype", "data", *_PARAMETERS, "instances"]
+_KEYS = [
+    "inputs",
+    "outputs",
+    "parameters",
+    "id",
+    "name",
+    "shape",
+    "datatype",
+    "data",
+    *_PARAMETERS,
+    "instances",
+    "examples",
+    "b64",
+]
 
 MODEL_NAMES = st.sampled_from([*_INPUTS, "absent"])
 QUERIES = st.sampled_from([b"", b"", b"top_k=1", b"top_k=-1", b"top_k=0", b"top_k=%FF", b"a=b&top_k=", b"\xff=&;"])
@@ -146,6 +160,49 @@ def _damaged(draw: st.DrawFn, starts: list[bytes]) -> bytes:
 
 
 IMAGES = _damaged(_PICTURES)
+
+
+def _form(parts: list[bytes]) -> bytes:
+    """With the boundary x."""
+    head = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    return b"".join(head + part + b"\r\n" for part in parts) + b"--x--\r\n"
+
+
+FORMS = st.lists(st.sampled_from(_PICTURES) | IMAGES, max_size=5).map(_form) | _damaged(
+    [_form(_PICTURES[:1]), _form([b"\1\2\3\4", b"\5\6\7\x08"])]
+)
+
+_B64 = {"b64": base64.b64encode(_PICTURES[0]).decode()}
+
+
+def _by_row(inputs: list[dict[str, Any]]) -> list[Any]:
+    """Objects with a value for each input; of nested data the first items."""
+    columns = {given["name"]: given["data"] for given in inputs}
+    return [{name: data[i] for name, data in columns.items() if i < len(data)} for i in range(2)]
+
+
+def _v1(model: str, inputs: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Verb, model and a request that fits, or nearly so."""
+    columns = {given["name"]: given["data"] for given in inputs}
+    requests: list[dict[str, Any]] = [
+        {"instances": inputs[0]["data"]},
+        {"instances": _by_row(inputs), "signature_name": "serving_default"},
+        {"inputs": columns},
+        {"inputs": inputs[0]["data"]},
+    ]
+    if model == "picture":
+        requests += [{"instances": [_B64, {"x": _B64}]}, {"inputs": _B64}, {"inputs": {"x": [_B64, [9] * 192]}}]
+    examples = [{"examples": _by_row(inputs)[:1], "context": {}}, {"examples": [{"x": _B64}, {"x": [9] * 192}]}]
+    return [
+        *(("v1:predict", model, request) for request in requests),
+        *((verb, model, request) for verb in ("v1:classify", "v1:regress") for request in examples),
+    ]
+
+
+V1_REQUESTS = st.sampled_from([entry for model, inputs in _INPUTS.items() for entry in _v1(model, inputs)]).flatmap(
+    lambda entry: st.tuples(st.just(entry[0]), st.just(entry[1]), _changed(lambda: _copy(entry[2])))
+)
+"""Verb, model and body."""
 
 _BINARY = json.dumps({"inputs": [_SIZED]}).encode()
 _WHOLE = [

@@ -21,6 +21,7 @@ from service.settings import Images, Settings
 from tests.http.conftest import FAST_START
 from tests.property.fuzzing import (
     BODIES,
+    FORMS,
     HEADERS,
     IMAGES,
     INFER_TEXTS,
@@ -28,6 +29,7 @@ from tests.property.fuzzing import (
     MODEL_NAMES,
     PREDICT_TEXTS,
     QUERIES,
+    V1_REQUESTS,
     Framing,
     framings,
 )
@@ -101,6 +103,19 @@ def test_inference_requests_that_are_nearly_right(
 def test_instances_that_are_nearly_right(model: str, query: bytes, text: str) -> None:
     encoded = text.encode("utf-8", "surrogatepass")
     answered_or_refused("predict", model, {b"content-type": b"application/json"}, query, encoded)
+
+
+@given(V1_REQUESTS)
+@settings(QUICK, max_examples=1000)
+def test_v1_requests_that_are_nearly_right(asked: tuple[str, str, str]) -> None:
+    kind, model, text = asked
+    answered_or_refused(kind, model, {}, b"", text.encode("utf-8", "surrogatepass"))
+
+
+@given(st.sampled_from(["picture", "rows", "ragged", "flags"]), FORMS)
+@settings(QUICK, max_examples=400)
+def test_forms_that_are_nearly_right(model: str, body: bytes) -> None:
+    answered_or_refused("predict", model, {b"content-type": b"multipart/form-data; boundary=x"}, b"", body)
 
 
 @given(IMAGES, st.sampled_from([b"", b"image/png", b"image/*", b"application/octet-stream", b"image/heic; q=1"]))
