@@ -10,6 +10,8 @@ EXTRA ?= cpu
 NAME ?= serving
 # The servers that ours is measured beside; each has its packages in loadtests/peers/<name>.txt.
 PEERS := mosec fastapi
+# The clients that the server is tested with; each has its packages in tests/clients/requirements/<name>.txt.
+CLIENTS := triton kserve perf-analyzer
 # The environment files of this Makefile: a target that depends on one installs what it needs, once.
 SERVE_READY := $(VENV)/.serve-$(EXTRA)
 TEST_READY := $(VENV)/.test-$(EXTRA)
@@ -17,7 +19,7 @@ LOAD_READY := $(VENV)/.load
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers bench docs clean
+.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers clients bench docs proto clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +42,7 @@ lint: $(TEST_READY)
 
 types: $(TEST_READY)
 	$(BIN)/mypy
+	$(BIN)/mypy docs/client.py
 
 imports: $(TEST_READY)
 	$(BIN)/lint-imports --no-logo
@@ -57,16 +60,21 @@ load: $(LOAD_READY) ## Load-test a running server with real images (URL=, USERS=
 
 peers: $(PEERS:%=.peers/%/.ready) ## Install the servers that `make bench` compares ours with, each in its own environment
 
+clients: $(CLIENTS:%=.clients/%/.ready) ## Install the clients that the tests run against the server, each in its own environment
+
 bench: $(SERVE_READY) $(LOAD_READY) ## Requests/s and CPU per request beside peers and bare onnxruntime (needs wrk; NAME=)
 	$(BIN)/python -m loadtests.bench --name $(NAME)
 
 docs: $(TEST_READY) ## Write docs/configuration.md from the settings
 	$(BIN)/python -m service.settings_page > docs/configuration.md
 
+proto: $(TEST_READY) ## Write the gRPC messages from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. service/frontend/grpc/*.proto
+
 setup: $(TEST_READY) ## Install everything for development
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .peers .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -88,4 +96,10 @@ $(TEST_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 .peers/%/.ready: loadtests/peers/%.txt
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# No dependencies but those listed: kserve asks for more than its inference clients import.
+.clients/%/.ready: tests/clients/requirements/%.txt
+	$(PYTHON) -m venv .clients/$*
+	.clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement $<
 	@touch $@

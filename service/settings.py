@@ -38,10 +38,18 @@ class SettingsError(Exception):
 
 
 class Server(BaseModel, frozen=True, extra="forbid"):
-    """Where the HTTP server listens, and how it ends."""
+    """Where the server listens, and how it ends."""
 
     host: Annotated[str, Field(description="Address to listen on.")] = "0.0.0.0"  # noqa: S104 a container's port
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=65535,
+            description="Port for gRPC, 0 takes a free one. Default: no gRPC. Needs the extra `grpc`.",
+        ),
+    ] = None
     frontends: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=0, le=16)],
         Field(

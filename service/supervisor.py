@@ -16,13 +16,14 @@ shared. This process therefore never starts a thread. Decisions: docs/adr/0009, 
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import logging
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -55,11 +56,13 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     if not settings.repository.is_dir():
         raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
     require_device(settings)
-    n_frontends = frontend_count(settings)
-    if n_frontends == 0:
-        return _serve_in_one_process(settings, listen(settings.server.host, settings.server.port, 1)[0], say)
-    listeners = listen(settings.server.host, settings.server.port, n_frontends)
-    return Supervisor(settings, listeners, say).run()
+    require_grpc(settings)
+    with settled_grpc_port(settings) as settings:
+        n_frontends = frontend_count(settings)
+        if n_frontends == 0:
+            return _serve_in_one_process(settings, listen(settings.server.host, settings.server.port, 1)[0], say)
+        listeners = listen(settings.server.host, settings.server.port, n_frontends)
+        return Supervisor(settings, listeners, say).run()
 
 
 def frontend_count(settings: Settings) -> int:
@@ -105,6 +108,48 @@ def listen(host: str, port: int, n: int) -> list[socket.socket]:
             f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
         ) from error
     return listeners
+
+
+def require_grpc(settings: Settings) -> None:
+    """Raises StartError where a port for gRPC is given and what serves it is not installed."""
+    if settings.server.grpc_port is None:
+        return
+    for name in ("grpc", "google", "google.protobuf"):
+        if importlib.util.find_spec(name) is None:
+            raise StartError(
+                f"--server.grpc-port {settings.server.grpc_port}: the extra `grpc` is not installed; pip install "
+                "'shoal[cpu,grpc]', or 'shoal[gpu,grpc]'"
+            )
+
+
+@contextlib.contextmanager
+def settled_grpc_port(settings: Settings) -> Iterator[Settings]:
+    """The settings with a port that all frontends can share, which is kept until the end. Raises StartError.
+
+    gRPC binds for itself, in each frontend. The port is first bound alone, which fails where anybody listens, even one
+    who would share; then held by a socket that shares it and never listens.
+    """
+    host, port = settings.server.host, settings.server.grpc_port
+    if port is None:
+        yield settings
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(address)
+                address = alone.getsockname()
+            held = stack.enter_context(socket.socket(family, kind, protocol))
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                held.setsockopt(socket.SOL_SOCKET, option, 1)
+            held.bind(address)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {host} port {port}: {error.strerror}; choose another with --server.grpc-port"
+            ) from error
+        server = settings.server.model_copy(update={"grpc_port": address[1]})
+        yield settings.model_copy(update={"server": server})
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Any, Literal
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
@@ -92,9 +92,16 @@ class ModelReadiness(Struct):
     ready: bool
 
 
+class Alive(Struct):
+    status: str = "alive"
+
+
 @get("/", include_in_schema=False)
-async def index() -> Redirect:
-    return Redirect("/docs")
+async def index(request: Request[Any, Any, Any]) -> Response[Any]:
+    """The documentation for a browser; for anything else, as for KServe's v1 client, that the process answers."""
+    if "text/html" in request.headers.get("accept", ""):
+        return Redirect("/docs", headers={"vary": "accept"})
+    return Response(Alive(), headers={"vary": "accept"})
 
 
 @get(["/health/live", "/v2/health/live"], tags=["health"], summary="The process answers")
@@ -133,7 +140,7 @@ async def model_names(state: State) -> ModelNames:
     responses=errors(UnknownModel, ModelNotReady),
 )
 async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> ModelMetadata:
-    return _metadata(state.engines, state.engines.find(model_name, model_version))
+    return model_metadata_of(state.engines, state.engines.find(model_name, model_version))
 
 
 @get(
@@ -162,7 +169,7 @@ def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
     return metrics
 
 
-def _metadata(engines: Engines, model: ServedModel) -> ModelMetadata:
+def model_metadata_of(engines: Engines, model: ServedModel) -> ModelMetadata:
     facts = model.facts
     return ModelMetadata(
         name=facts.name,

@@ -42,6 +42,7 @@ from service.frontend.http import (
 )
 from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
+from service.frontend.verbs import allowed_methods
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
 
@@ -78,6 +79,8 @@ class Frontend:
                 verbs = ", ".join(f":{verb}" for verb in V1_VERBS)
                 refusal = NotFound(f"no such path: {scope['path']}; verbs of a model: {verbs}")
                 await send_answer(send, request, error_answer(refusal))
+            case _ if scope["method"] == "OPTIONS" and (allowed := allowed_methods(self._litestar, scope["path"])):
+                await send_answer(send, request, error_answer(MethodNotAllowed("OPTIONS", allowed)))
             case _:
                 await self._litestar(scope, receive, _with_headers(send, request, self.health))
 
@@ -173,6 +176,10 @@ class Frontend:
         prepared = self.prepare(route, request, body)
         if not isinstance(prepared, Prepared):
             prepared = await prepared
+        return await self.run(prepared, request)
+
+    async def run(self, prepared: Prepared, request: Request) -> Answer | Exception:
+        """Commit the rows and wait for the answer. Cancelled, it frees the slots as soon as the engine lets go."""
         request.committed_at = time.monotonic_ns()
         done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         try:
@@ -197,13 +204,18 @@ async def _compress_long(encoding: str, answer: Answer) -> Answer:
 
 
 def _refusal(error: Exception, request: Request) -> Answer:
+    return error_answer(refusal(error, request))
+
+
+def refusal(error: Exception, request: Request) -> ServiceError:
+    """What the client is told of any exception; one that nobody expected is logged with its traceback."""
     match error:
         case EngineError():
-            return error_answer(EngineError(f"{error} (request {request.id.decode()})"))
+            return EngineError(f"{error} (request {request.id.decode()})")
         case ServiceError():
-            return error_answer(error)
+            return error
     log.error("bug: request %s failed", request.id.decode(), exc_info=error)
-    return error_answer(EngineError(f"internal error (request {request.id.decode()})"))
+    return EngineError(f"internal error (request {request.id.decode()})")
 
 
 def _litestar(state: State) -> Litestar:
@@ -243,8 +255,7 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
         case NotFoundException():
             known = NotFound(f"no such path: {request.url.path}; see /docs")
         case MethodNotAllowedException():
-            allowed = (error.headers or {}).get("Allow", "GET")
-            known = MethodNotAllowed(request.method, allowed)
+            known = MethodNotAllowed(request.method, allowed_methods(request.app, request.url.path))
         case HTTPException(status_code=status, detail=detail) if status < 500:
             return Response(error_body(detail), status_code=status, media_type="application/json")
         case _:

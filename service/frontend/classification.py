@@ -37,7 +37,7 @@ def class_strings(rows: npt.NDArray[Any], k: int, labels: Sequence[str] = ()) ->
     """
     n, k = len(rows), min(k, rows.shape[1])
     # ~x of a whole number or truth value falls where x rises, also at the ends of the range.
-    descending = ~rows if rows.dtype.kind in "bui" else -rows
+    descending = ~rows if rows.dtype.kind in ("b", "u", "i") else -rows
     best = np.argsort(descending, axis=1, kind="stable")[:, :k]
     elements = [
         _element(value, index, labels)

@@ -1,11 +1,12 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: Open Inference Protocol v2, JSON and binary tensors.
 
-    Inference-Header-Content-Length absent      the body is JSON, or, as application/octet-stream, one raw tensor
+    Inference-Header-Content-Length absent      the body is JSON, or, as application/octet-stream, one raw tensor;
+                                                but what reads as a request in JSON to its end is one
     Inference-Header-Content-Length: n > 0      n bytes of JSON, then the binary tensors in the order of `inputs`
     Inference-Header-Content-Length: 0          the body is one raw tensor
 
-A raw tensor needs a model with one input; its length gives the number of items, or the one axis of any length where
-there is no batch axis. All outputs come back binary.
+A raw tensor needs a model with one input; its length gives the number of items, or, where items differ in size or
+there is no batch axis, the one axis of any length. All outputs come back binary.
 Request parameters `priority` (1 is the highest, 0 the default, which is 1) and `timeout` (microseconds) are those of
 the schedule policy extension; output parameter `classification` is that of the extension of its name. The words of what
 a raw body cannot be are Triton's: clients' tests look for them.
@@ -93,12 +94,16 @@ class Parsed(Struct, frozen=True):
 
 def parse(model: ServedModel, headers: dict[bytes, bytes], body: bytes) -> Parsed:
     """Raises MalformedRequest, WrongTensor; each names the field."""
-    header_length = _header_length(headers, len(body))
+    header_length = _header_length(headers, body)
     if header_length is None:
         return _parse_raw(model, body)
     request: InferRequest = decode_json(memoryview(body)[:header_length], InferRequest, "the inference request")
+    return parse_request(model, request, memoryview(body)[header_length:])
+
+
+def parse_request(model: ServedModel, request: InferRequest, binary: memoryview) -> Parsed:
+    """As `parse`. `binary`: the bytes of the inputs with a `binary_data_size`, in their order."""
     specs = {spec.name: spec for spec in model.facts.inputs}
-    binary = memoryview(body)[header_length:]
     rows: dict[str, Rows] = {}
     counts: dict[str, int] = {}
     for given in request.inputs:
@@ -134,7 +139,7 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
         data: bytes | list[Any]
         if wanted.classes:
             output["datatype"] = "BYTES"
-            output["shape"], elements = _classes(claim, spec, wanted.classes)
+            output["shape"], elements = classes(claim, spec, wanted.classes)
             data = strings.pack(elements) if binary else [element.decode() for element in elements]
         elif spec.name in claim.model.outputs:
             array = claim.read(spec.name)
@@ -158,7 +163,8 @@ def encode(parsed: Parsed, claim: Claim) -> Answer:
     return Answer(b"".join([head, *blobs]), BINARY, headers=((HEADER_LENGTH, b"%d" % len(head)),))
 
 
-def _classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+def classes(claim: Claim, spec: TensorSpec, k: int) -> tuple[list[int], list[bytes]]:
+    """Shape and elements of an output as its k best classes."""
     facts = claim.model.facts
     if spec.name in claim.model.outputs:
         rows = claim.read(spec.name)
@@ -180,17 +186,29 @@ def prepare(model: ServedModel, request: Request, body: bytes, deadline: int) ->
     return Prepared(claim, partial(encode, parsed))
 
 
-def _header_length(headers: dict[bytes, bytes], body_bytes: int) -> int | None:
+def _header_length(headers: dict[bytes, bytes], body: bytes) -> int | None:
     """How much of the body is JSON; None: it is one raw tensor."""
     given = headers.get(HEADER_LENGTH)
     if given is None:
-        return None if headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY else body_bytes
-    if not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > body_bytes:
+        binary = headers.get(b"content-type", b"").split(b";")[0].strip().lower() == BINARY
+        return None if binary and not _is_request(body) else len(body)
+    if not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > len(body):
         raise MalformedRequest(
             f"Inference-Header-Content-Length is {given.decode('latin-1')!r}; "
-            f"expected 0 to {body_bytes}, the length of the body"
+            f"expected 0 to {len(body)}, the length of the body"
         )
     return int(given) or None
+
+
+def _is_request(body: bytes) -> bool:
+    """Whether a body called octet-stream is JSON all the same: aiohttp, under tritonclient's, calls all bytes that."""
+    if not body.startswith(b"{"):
+        return False
+    try:
+        msgspec.json.decode(body, type=InferRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _parse_raw(model: ServedModel, body: bytes) -> Parsed:

@@ -1,4 +1,5 @@
-"""One frontend from start to end: an event loop with uvicorn, the links to the engines, and the supervisor's word.
+"""One frontend from start to end: an event loop with uvicorn, gRPC where it is asked for, the links to the engines, and
+the supervisor's word.
 
 leave ─► leaving: ready is false, requests are answered as before, for `drain_delay_s`
       ─► closing: no new connections, new predictions refused, those in flight finished, for `drain_timeout_s`
@@ -12,7 +13,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
@@ -23,6 +24,9 @@ from service.frontend.app import ENDED, Frontend
 from service.frontend.protocol import Protocol
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.frontend.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ class HttpServer:
     """Made in the event loop it serves in. Controlled by `leave` and `connect`, from that loop's thread."""
 
     def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int) -> None:
-        metrics = RequestMetrics(counts, number)
+        metrics = self._metrics = RequestMetrics(counts, number)
         self._engines = metrics.engines = Engines(links, metrics)
         self._loaded = counts.loaded
         self._number = number
@@ -58,6 +62,7 @@ class HttpServer:
             )
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        self._grpc: GrpcServer | None = None
 
     async def run(self, listener: socket.socket, say: Say | None, end_with_engines: bool) -> bool:
         """Serve until told to leave. `say` prints where to look, once. False: the engines ended first."""
@@ -66,14 +71,20 @@ class HttpServer:
         if end_with_engines:
             watchers.append(asyncio.create_task(self._end_with_engines()))
         try:
+            await self._start_grpc()
             await self._server.serve(sockets=[listener])
             for connection in list(self._server.server_state.connections):
                 cast(Protocol, connection).give_up(ENDED)
+            if self._grpc is not None:
+                self._grpc.close()  # where nobody has told us to leave
+                await self._grpc.finished()
         finally:
             for watcher in watchers:
                 watcher.cancel()
             alive = self._engines.alive
             self._engines.close()
+            if self._grpc is not None:
+                await self._grpc.ended()
         return alive
 
     async def until_models_answer(self) -> None:
@@ -96,10 +107,23 @@ class HttpServer:
                 self._close()
             case "closing":
                 self._server.force_exit = True
+                if self._grpc is not None:
+                    self._grpc.close(at_once=True)
 
     def _close(self) -> None:
         self._frontend.health.state = "closing"
         self._server.should_exit = True
+        if self._grpc is not None:
+            self._grpc.close()
+
+    async def _start_grpc(self) -> None:
+        server = self._settings.server
+        if server.grpc_port is not None:
+            # Here, as an extra need not be installed, and as grpcio starts threads, which no fork may follow.
+            from service.frontend.grpc.server import GrpcServer
+
+            self._grpc = GrpcServer(self._frontend, self._engines, self._settings, self._metrics)
+            await self._grpc.start(server.host, server.grpc_port)
 
     async def _announce(self, port: int, say: Say | None) -> None:
         """Once all frontends have models, say where to look; and keep the garbage collector off what lives for ever."""
@@ -144,6 +168,8 @@ def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[
     for (name, version), reason in engines.failures.items():
         yield f"  refused   {name} version {version}: {reason}"
     yield f"  API       {url}/docs"
+    if settings.server.grpc_port is not None:
+        yield f"  gRPC      {host}:{settings.server.grpc_port}"
     yield f"  metrics   {url}/metrics"
     if engines.models():
         yield f"  try       {_curl(engines, settings.repository, url)}"

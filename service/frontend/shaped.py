@@ -81,23 +81,24 @@ def raw_string(facts: ModelFacts, spec: TensorSpec, body: bytes) -> list[ShapedR
 
 
 def shape_of_raw(facts: ModelFacts, spec: TensorSpec, n_bytes: int) -> list[int]:
-    """The only shape that so many bytes can have. Raises WrongTensor where more than one axis is open."""
-    if spec.shape.count(-1) > 1:
+    """The only shape that so many bytes can have, of one item. Raises WrongTensor where more than one axis is open."""
+    shape = [1, *spec.shape[1:]] if facts.batch_axis else list(spec.shape)
+    if shape.count(-1) > 1:
         raise WrongTensor(
             f"The shape of the raw input {spec.name!r} can not be deduced because there are more than one "
             f"variable-sized dimension: {shape_text(facts, spec)}; send a JSON header that gives it"
         )
-    if not spec.shape or 0 in spec.shape:
+    if not shape or 0 in shape:
         raise WrongTensor(
             f"the shape of input {spec.name!r} ({spec.datatype} {shape_text(facts, spec)}) does not follow from the "
             "length of a raw body; send a JSON header that gives it"
         )
-    step = NUMPY_OF[spec.datatype].itemsize * abs(prod(spec.shape))
+    step = NUMPY_OF[spec.datatype].itemsize * abs(prod(shape))
     if n_bytes % step:
         raise WrongTensor(
             f"{n_bytes} bytes; expected a multiple of {step} for {spec.datatype} {shape_text(facts, spec)}"
         )
-    return [n_bytes // step if size == -1 else size for size in spec.shape]
+    return [n_bytes // step if size == -1 else size for size in shape]
 
 
 def joined(facts: ModelFacts, spec: TensorSpec, rows: list[ShapedRow]) -> tuple[list[int], bytes]:

@@ -109,7 +109,7 @@ def test_instances_that_do_not_fit_are_refused(any_http: httpx.Client, instances
 
 
 def test_raw_rows_of_unequal_size_are_refused_with_what_to_do(any_http: httpx.Client) -> None:
-    for path in ("/predict/ragged", "/v2/models/ragged/infer"):
+    for path in ("/predict/ragged", "/v2/models/pictures/infer"):
         message = refusal(any_http.post(path, content=b"12345678", headers=OCTETS))
         assert "'x'" in message
         assert "JSON" in message or "application/json" in message
@@ -303,6 +303,16 @@ def test_a_raw_body_gives_the_only_axis_that_is_open(any_http: httpx.Client) -> 
     assert close(binary_outputs(answer), {"y": x.cumsum(axis=0)})
     message = refusal(any_http.post("/v2/models/running/infer", content=b"1234567", headers=OCTETS))
     assert all(words in message for words in ("7 bytes", "multiple of 8", "[-1, 2]"))
+
+
+@pytest.mark.parametrize("length", [1, 7, 0])
+def test_with_a_batch_axis_a_raw_body_is_one_item_of_the_length_that_it_has(
+    any_http: httpx.Client, length: int
+) -> None:
+    x = floats(1, length)
+    answer = any_http.post("/v2/models/ragged/infer", content=x.tobytes(), headers=OCTETS)
+    assert close(binary_outputs(answer), ragged_answer(x))
+    assert "multiple of 4" in refusal(any_http.post("/v2/models/ragged/infer", content=b"12345", headers=OCTETS))
 
 
 # ── models that no invented item runs on ─────────────────────────────────────────────────────────────────────────────

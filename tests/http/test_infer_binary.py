@@ -179,6 +179,20 @@ def test_a_raw_body_is_the_only_input_and_all_outputs_are_binary(http: httpx.Cli
     assert np.array_equal(arrays["half"], array / 2)
 
 
+def test_a_request_in_json_that_is_called_octet_stream_is_no_raw_tensor(http: httpx.Client) -> None:
+    """As tritonclient's asyncio client sends it."""
+    body = json.dumps({"inputs": [tensor([1, 2, 3, 4], [1, 4])]}).encode()
+    assert outputs_of(http.post(ECHO, content=body, headers=OCTETS))["same"]["data"] == [1, 2, 3, 4]
+    message = refusal(http.post("/v2/models/two/infer", content=body, headers=OCTETS))
+    assert "no input 'x'" in message
+
+
+@pytest.mark.parametrize("text", [b"{123", b"{}  ", b'{"inputs": [1, 2]}  ', b"{" * 400], ids=len)
+def test_a_raw_tensor_that_begins_like_json_is_one_all_the_same(http: httpx.Client, text: bytes) -> None:
+    _, arrays = split(http.post(ECHO, content=text, headers=OCTETS))
+    assert arrays["same"].tobytes() == text
+
+
 @pytest.mark.parametrize("headers", RAW[:2])
 @pytest.mark.parametrize(
     ("model", "body", "said"),

@@ -60,6 +60,14 @@ def test_plain_json_and_raw_bodies_have_at_least_one_item(http: httpx.Client) ->
     refusal(http.post("/v2/models/echo/infer", content=b"", headers={"content-type": "application/octet-stream"}))
 
 
+def test_classes_of_no_row_are_none(http: httpx.Client, any_http: httpx.Client) -> None:
+    asked = [{"name": "same", "parameters": {"classification": 2}}]
+    (output,) = infer(http, "echo", tensor([], [0, 4]), outputs=asked).json()["outputs"]
+    assert output == {"name": "same", "datatype": "BYTES", "shape": [0, 2], "data": []}
+    asked = [{"name": "double", "parameters": {"classification": 2}}]
+    assert "no row" in refusal(infer(any_http, "ragged", tensor([], [0, 4], "FP32"), outputs=asked))
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_the_connection_goes_on_and_no_slot_is_held(server: Server, chunked: bool) -> None:
     body = b'{"inputs":[{"name":"x","shape":[0,4],"datatype":"UINT8","data":[]}]}'

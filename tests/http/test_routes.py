@@ -175,10 +175,17 @@ def test_head_is_405_without_a_body(http: httpx.Client, path: str) -> None:
     assert (answer.status_code, answer.content) == (405, b"")
 
 
-def test_the_root_redirects_to_the_documentation(http: httpx.Client) -> None:
-    answer = http.get("/")
+def test_the_root_redirects_browsers_to_the_documentation(http: httpx.Client) -> None:
+    answer = http.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert answer.is_redirect
     assert answer.headers["location"] == "/docs"
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
+def test_the_root_tells_other_clients_that_the_process_answers(http: httpx.Client, accept: str) -> None:
+    answer = http.get("/", headers={"accept": accept})
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+    assert answer.headers["vary"] == "accept"
 
 
 def test_the_documentation_page_needs_nothing_but_this_server(http: httpx.Client) -> None:

@@ -56,13 +56,14 @@ class PlayedFrontend:
         try:
             prepared = self._frontend.prepare(route, request, body)
             if not isinstance(prepared, Prepared):
-                prepared = asyncio.run(_until_done(prepared))
+                prepared = asyncio.run(_done(prepared))
         except Exception as error:
             return self._frontend.finish(request, error)
         settled: list[Claim] = []
         prepared.claim.run(settled.append)
         assert settled == [prepared.claim], "a claim is done once"
-        return self._frontend.finish(request, self._frontend.encode(prepared, request))
+        outcome = self._frontend.encode(prepared, request)
+        return self._frontend.finish(request, outcome)
 
     def slots_held(self) -> int:
         return sum(model.in_flight for model in self._engines.models())
@@ -110,5 +111,5 @@ def _play(facts: ModelFacts, arena: Arena, claim: Claim) -> None:
         claim.answered(Status.OK, 0, 0, len(claim.slots))
 
 
-async def _until_done(coroutine: Coroutine[Any, Any, Prepared]) -> Prepared:
+async def _done(coroutine: Coroutine[Any, Any, Prepared]) -> Prepared:
     return await coroutine

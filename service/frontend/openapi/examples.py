@@ -9,6 +9,7 @@ from models.manifest import ImageInput, TensorSpec
 from service.batching.link import ModelFacts
 
 _MOST_VALUES = 1024  # of an example's tensor: more is nothing to read
+_MOST_MODELS = 50  # so that a large repository does not make a large document
 _ZERO_OF: dict[str, Any] = {"BOOL": False, "BYTES": ""}  # Any: the element is the tensor's
 
 Document = dict[str, Any]  # Any: the document as plain JSON
@@ -21,7 +22,7 @@ def with_examples(document: Document, models: Sequence[ModelFacts]) -> Document:
     images_first = sorted(small_first, key=lambda facts: not isinstance(facts.input, ImageInput))
     for path, item in document["paths"].items():
         for operation in item.values():
-            ordered = images_first if path.startswith("/predict/") else small_first
+            ordered = (images_first if path.startswith("/predict/") else small_first)[:_MOST_MODELS]
             _name(operation, ordered)
             _fill(operation, ordered)
     return document

@@ -25,7 +25,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.frontend.openapi.answers import error_responses
-from service.frontend.openapi.schemas import BYTES, STRING, named
+from service.frontend.openapi.schemas import BYTES, CSV, FORM, INFERRED, LINES, PREDICTED, STRING, named
 
 NAME = Parameter(name="model_name", param_in="path", required=True, schema=STRING)
 VERSION = Parameter(name="model_version", param_in="path", required=True, schema=STRING)
@@ -88,20 +88,20 @@ def _predict() -> Operation:
             "little-endian, one item after another. Each part of a form is one item, an image or a raw row.",
             content={
                 **binary,
+                "multipart/form-data": OpenAPIMediaType(schema=FORM),
                 "application/json": OpenAPIMediaType(schema=named("Instances")),
                 "application/octet-stream": OpenAPIMediaType(schema=BYTES),
-                "multipart/form-data": OpenAPIMediaType(schema=named("Form")),
             },
         ),
         responses={
             "200": _answer(
                 {
-                    "application/json": OpenAPIMediaType(schema=named("Predictions")),
-                    "text/csv": OpenAPIMediaType(schema=STRING),
-                    "application/x-ndjson": OpenAPIMediaType(schema=STRING),
+                    "application/json": OpenAPIMediaType(schema=named("Predictions"), example=PREDICTED),
+                    "text/csv": OpenAPIMediaType(schema=CSV),
+                    "application/x-ndjson": OpenAPIMediaType(schema=LINES),
                 }
             ),
-            **error_responses(*PREDICTION_ERRORS, UnsupportedMediaType, NotAcceptable),
+            **error_responses(*PREDICTION_ERRORS, NotAcceptable, UnsupportedMediaType),
         },
     )
 
@@ -116,7 +116,7 @@ def _infer(operation_id: str, *path: Parameter) -> Operation:
     )
     answer = _answer(
         {
-            "application/json": OpenAPIMediaType(schema=named("InferResponse")),
+            "application/json": OpenAPIMediaType(schema=named("InferResponse"), example=INFERRED),
             "application/octet-stream": OpenAPIMediaType(schema=BYTES),
         }
     )

@@ -28,12 +28,20 @@ class SwaggerPage(OpenAPIRenderPlugin):
   <title>Shoal API</title>
   <link rel="icon" href="data:,">
   <link rel="stylesheet" href="/static/swagger-ui/swagger-ui.css">
-  <style>.swagger-ui .info { margin: 24px 0 } .swagger-ui .scheme-container { display: none }</style>
+  <style>
+    .swagger-ui .info { margin: 24px 0 }
+    .swagger-ui .scheme-container, .swagger-ui .response-col_links { display: none }
+    /* All errors have one body and the same headers: their line says when, and that is enough. */
+    .swagger-ui .responses-table:not(.live-responses-table) .response:not([data-code^="2"])
+      :is(.response-controls, .model-example, .headers-wrapper) { display: none }
+  </style>
 </head>
 <body>
   <div id="page"></div>
   <script src="/static/swagger-ui/swagger-ui-bundle.js"></script>
-  <script>SwaggerUIBundle({ url: "/docs/openapi.json", dom_id: "#page", tryItOutEnabled: true })</script>
+  <script>SwaggerUIBundle({
+    url: "/docs/openapi.json", dom_id: "#page", tryItOutEnabled: true, defaultModelsExpandDepth: 0
+  })</script>
 </body>
 </html>
 """

@@ -28,6 +28,15 @@ def named(name: str) -> Reference:
     return Reference(ref=f"#/components/schemas/{name}")
 
 
+FORM = Schema(
+    type=OpenAPIType.OBJECT,
+    properties={"image": _array(BYTES, "Each part is an item, whatever its field is called.")},
+    additional_properties=_ANY,
+    min_properties=1,
+)
+CSV = Schema(type=OpenAPIType.STRING, description="A header line, and a line for each item.")
+LINES = Schema(type=OpenAPIType.STRING, description="A line of JSON for each item: what `predictions` has for it.")
+
 _TENSOR: dict[str, Schema | Reference] = {
     "name": STRING,
     "shape": _array(Schema(type=OpenAPIType.INTEGER, minimum=0)),
@@ -59,13 +68,9 @@ SCHEMAS = {
         id=STRING,
         outputs=_array(_object(["name", "shape", "datatype"], **_TENSOR)),
     ),
-    "Instances": _object(["instances"], instances=_array(_ANY, "Items, each nested or flat, row-major.", min_items=1)),
-    "Form": Schema(
-        type=OpenAPIType.OBJECT,
-        min_properties=1,
-        additional_properties=True,
-        properties={"images": _array(BYTES)},
-        description="Files, in the order of the answers; their fields may be called anything.",
+    "Instances": _object(
+        ["instances"],
+        instances=_array(_ANY, 'Items, each nested or flat, row-major, or `{"b64": image}`.', min_items=1),
     ),
     "Predictions": _object(
         ["model", "version", "predictions"],
@@ -80,4 +85,21 @@ SCHEMAS = {
     "Labelled": _object(
         ["label", "probability", "top"], **_LABEL, top=_array(_object(["label", "probability"], **_LABEL))
     ),
+}
+
+PREDICTED = {
+    "model": "mnist",
+    "version": "3",
+    "predictions": [
+        {
+            "label": "7",
+            "probability": 0.949916,
+            "top": [{"label": "7", "probability": 0.949916}, {"label": "2", "probability": 0.008149}],
+        }
+    ],
+}
+INFERRED = {
+    "model_name": "linear_regression",
+    "model_version": "1",
+    "outputs": [{"name": "prediction", "datatype": "FP32", "shape": [1, 1], "data": [16.25]}],
 }
