@@ -20,7 +20,7 @@ LENGTH = b"inference-header-content-length"
 
 
 class Asked(NamedTuple):
-    """One request as a frontend has it. `kind` is predict or infer."""
+    """One request as a frontend has it. `kind` is that of a Route."""
 
     kind: str
     model: str
@@ -66,7 +66,8 @@ BLOBS = {
 _OUTPUT_OF = {"rows": "y", "flags": "y", "pair": "a", "picture": "y"}  # of the others x
 
 _PARAMETERS = ["binary_data_size", "binary_data", "binary_data_output", "classification", "priority", "timeout"]
-_KEYS = ["inputs", "outputs", "parameters", "id", "name", "shape", "datatype", "data", *_PARAMETERS, "instances", "b64"]
+_KEYS = ["inputs", "outputs", "parameters", "id", "name", "shape", "datatype", "data", *_PARAMETERS]
+_KEYS += ["instances", "b64", "examples", "context", "signature_name"]
 _SCALARS: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 3, 4, 255, 256, 2**31, 2**53, 2**62, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30),
     *(0.5, -0.0, 1e300, 1e-300, float("nan"), float("inf")),
@@ -186,6 +187,22 @@ def predict_form(random: Random, model: str) -> Asked:
     boundary = random.choice([b"x"] * 8 + [b"", b'"x', b"y", b"x" * 300])
     headers = _now_and_then(random) | {b"content-type": b"multipart/form-data; boundary=" + boundary}
     return Asked("predict", model, headers, b"", damaged(random, body) if random.random() < 0.7 else body)
+
+
+def v1_json(random: Random, model: str) -> Asked:
+    columns = {given["name"]: given["data"] for given in INPUTS[model]}
+    rows = [{name: data[i] for name, data in columns.items()} for i in range(min(map(len, columns.values())))]
+    first = next(iter(columns.values()))
+    if model == "picture":
+        image = {"b64": base64.b64encode(random.choice(PICTURES)).decode()}
+        first, rows = random.choice([image, [image], [image, [9] * 192]]), [{"x": image}]
+    verb = random.choice(["predict", "predict", "classify", "regress"])
+    request: dict[str, Any] = random.choice([{"instances": first}, {"instances": rows}, {"inputs": columns}])
+    if verb != "predict":
+        request = {"examples": rows, "context": {}}
+    if random.random() < 0.2:
+        request["signature_name"] = random.choice(["serving_default", f"tensorflow/serving/{verb}", ""])
+    return Asked(f"v1:{verb}", model, _now_and_then(random), b"", changed(random, request))
 
 
 def any_bytes(random: Random, model: str) -> Asked:

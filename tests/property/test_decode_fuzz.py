@@ -34,6 +34,7 @@ from tests.property.fuzzing import (
     predict_form,
     predict_image,
     predict_json,
+    v1_json,
 )
 from tests.support.build_any import build_any_repository
 from tests.support.build_models import build_repository
@@ -91,7 +92,9 @@ def answered_or_refused(asked: Asked) -> int:
     return answer.status
 
 
-@pytest.mark.parametrize("make", [infer_json, infer_binary, predict_json, predict_image, predict_form, any_bytes])
+@pytest.mark.parametrize(
+    "make", [infer_json, infer_binary, predict_json, predict_image, predict_form, v1_json, any_bytes]
+)
 def test_any_request_is_answered_or_refused(make: Make) -> None:
     answers: list[int] = []
 
