@@ -26,9 +26,11 @@ from service.settings import Settings
 from tests.http.conftest import Serve
 from tests.support.server import Server
 
-# Answered, and no part of the API: the page with its files, and what says of the protocol that it is not here.
+# Answered, and no part of the API: the page with its files, what says of the protocol that it is not here, and labels,
+# of which there are none.
 NOT_IN_THE_DOCUMENT = {
     *("/", "/docs", "/docs/openapi.json", "/docs/{path}", "/static/swagger-ui/{name}"),
+    *("/v1/models/{model_name}/labels/{label}", "/v1/models/{model_name}/labels/{label}/metadata"),
     *("/v2/systemsharedmemory", "/v2/systemsharedmemory/{what}"),
     *("/v2/cudasharedmemory", "/v2/cudasharedmemory/{what}"),
     *("/v2/repository/{repository}/index", "/v2/repository/{repository}/models/{model_name}/{verb}"),
