@@ -293,3 +293,50 @@ def framed(random: Random, model: str, asked: Asked) -> Framed:
     headers = [b"%s: %s" % header for header in asked.headers.items()]
     head = b"\r\n".join([f"POST {path} HTTP/1.1".encode(), b"host: test", *headers, *more, b"", b""])
     return Framed(head + payload, way in ("whole", "chunked"))
+
+
+_PATHS = [
+    *("/", "/v2", "/v2/", "/v2/models", "/v2/models/stats", "/v2/logging", "/v2/trace/setting", "/v2/repository/index"),
+    *("/v2/repository/r/index", "/v2/repository/models/two/load", "/v2/repository/r/models/two/unload", "/metrics"),
+    *(
+        f"/v2/models/two{more}"
+        for more in ("", "/config", "/stats", "/ready", "/versions/1", "/infer", "/trace/setting")
+    ),
+    *("/v2/systemsharedmemory/region/a/register", "/v2/cudasharedmemory/status", "/docs", "/docs/openapi.json"),
+    *("/health/live", "/predict/two", "/v1/models", "/v1/models/two", "/v1/models/two:predict"),
+]
+_ODD = ["%ff", "%00", "%2F", "%2e%2e", "/", "//", "..", "?a=%ff", "?", "#x", "%", "%zz", "é", "\x7f", ":predict", "*"]
+_METHODS = ["GET", "GET", "POST", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "UNHEARD"]
+_ODD_BODIES = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"[" * 9000,
+    b"\xff",
+    b'{"ready":7}',
+    b'{"log_info":1}',
+    b'{"trace_level":[]}',
+]
+_ODD_HEADERS = [
+    *(b"accept: text/html", b"accept: \xff", b"content-type: application/json", b"content-type: multipart/form-data"),
+    *(
+        b"content-type: application/x-www-form-urlencoded",
+        b"content-type: \xff",
+        b"cookie: a=\xff",
+        b"range: bytes=0-5",
+    ),
+    *(b"content-encoding: gzip", b"accept-encoding: gzip", b"origin: http://x", b"if-none-match: *", b"host: \xff"),
+]
+
+
+def any_path(random: Random) -> bytes:
+    """A request to any of the paths, with odd pieces put into it."""
+    path = random.choice(_PATHS)
+    for _ in range(random.randrange(3)):
+        at = random.randrange(1, len(path) + 1)
+        path = path[:at] + random.choice(_ODD) + path[at:]
+    body = random.choice(_ODD_BODIES)
+    headers = [b"host: test", b"content-length: %d" % len(body), *random.sample(_ODD_HEADERS, random.randrange(3))]
+    line = f"{random.choice(_METHODS)} {path} HTTP/1.1".encode()
+    return b"\r\n".join([line, *headers, b"", b""]) + body

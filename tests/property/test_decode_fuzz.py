@@ -26,6 +26,7 @@ from tests.property.fuzzing import (
     LENGTH,
     Asked,
     any_bytes,
+    any_path,
     compressed,
     framed,
     infer_binary,
@@ -150,7 +151,7 @@ SERVED = {"scores": "picture", "two": "pair", "ragged": "ragged", "words": "word
 
 
 @given(SEEDS)
-@settings(QUICK, max_examples=30)
+@settings(QUICK, max_examples=20)
 def test_any_request_over_the_wire(server: Server, seed: int) -> None:
     """One answer of 200 or 4xx, or the end of the connection; where the answer leaves it open, it is good for more."""
     random = Random(seed)
@@ -172,6 +173,25 @@ def exchange(server: Server, sent: bytes, whole: bool) -> None:
         if whole and answer.headers.get("connection") != "close":
             wire.send(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
             assert wire.answer().json() == {"live": True}, sent
+
+
+@given(SEEDS)
+@settings(QUICK, max_examples=30)
+def test_any_path_over_the_wire(server: Server, seed: int) -> None:
+    """Routes that are no predictions: no status of 5xx but that of what the server does not do, errors in our form."""
+    random = Random(seed)
+    for _ in range(30):
+        sent = any_path(random)
+        with Wire(server, timeout_s=5) as wire:
+            try:
+                wire.send(sent)
+                answer = wire.answer()
+            except (ConnectionError, BrokenPipeError):
+                continue
+        assert answer.status < 500 or answer.status == 501, (answer.status, answer.body, sent)
+        if answer.status >= 400:
+            assert answer.headers["content-type"] == "application/json", sent
+            assert answer.json().keys() == {"error"}, sent
 
 
 @pytest.mark.parametrize("character", sorted(set(string.punctuation + "\0\x7f\xff")))

@@ -107,7 +107,7 @@ def test_a_content_length_that_is_none_is_refused_and_the_connection_closed(conn
     answer = connection.answer()
     assert 400 <= answer.status < 500
     refusal(answer, answer.status)
-    connection.send_no_more()
+    assert connection.ended()
 
 
 def test_two_lengths_that_differ_are_refused(connect: Connect) -> None:
