@@ -148,7 +148,9 @@ async def test_without_a_delay_what_is_in_flight_is_finished_and_the_rest_refuse
         code = grpc.StatusCode.OK
         while code == grpc.StatusCode.OK:
             code = await calls.ServerLive(messages.ServerLiveRequest()).code()
-        assert code == grpc.StatusCode.UNAVAILABLE
+        # CANCELLED: the call came in the very moment in which grpcio stopped to take them.
+        assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert await calls.ServerLive(messages.ServerLiveRequest()).code() == grpc.StatusCode.UNAVAILABLE
         assert not running[-1].done(), "nothing was in flight any more: this shows nothing"
         assert [arrays(await call)["y"].tolist() for call in running] == [[i] for i in range(8)]
     assert await asyncio.to_thread(server.wait, 5) == 0

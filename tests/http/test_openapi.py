@@ -30,6 +30,7 @@ from tests.support.server import Server
 # that it is not here: shared memory, labels of versions.
 NOT_IN_THE_DOCUMENT = {
     *("/", "/docs", "/docs/openapi.json", "/docs/{path}", "/static/swagger-ui/{name}"),
+    *("/v1/models/{model_name}/labels/{label}", "/v1/models/{model_name}/labels/{label}/metadata"),
     *("/v2/systemsharedmemory", "/v2/systemsharedmemory/{what}"),
     *("/v2/cudasharedmemory", "/v2/cudasharedmemory/{what}"),
     *("/v2/repository/{repository}/index", "/v2/repository/{repository}/models/{model_name}/{verb}"),

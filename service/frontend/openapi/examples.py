@@ -39,7 +39,11 @@ def _name(operation: Document, models: Sequence[ModelFacts]) -> None:
 
 def _fill(operation: Document, models: Sequence[ModelFacts]) -> None:
     json = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    make = {"#/components/schemas/InferRequest": _infer, "#/components/schemas/Instances": _instances}
+    make = {
+        "#/components/schemas/InferRequest": _infer,
+        "#/components/schemas/Instances": _instances,
+        "#/components/schemas/V1PredictRequest": _instances,
+    }
     if (body_of := make.get(json.get("schema", {}).get("$ref"))) is None:
         return
     examples = {
