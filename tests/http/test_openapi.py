@@ -34,7 +34,6 @@ NOT_IN_THE_DOCUMENT = {
     *("/v2/systemsharedmemory", "/v2/systemsharedmemory/{what}"),
     *("/v2/cudasharedmemory", "/v2/cudasharedmemory/{what}"),
     *("/v2/repository/{repository}/index", "/v2/repository/{repository}/models/{model_name}/{verb}"),
-    *("/v1/models/{model_name}/labels/{label}", "/v1/models/{model_name}/labels/{label}/metadata"),
 }
 LENGTH = "Inference-Header-Content-Length"
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
