@@ -13,6 +13,7 @@ from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath
 from litestar.response import Redirect
 from msgspec import Struct
 
@@ -139,7 +140,9 @@ async def model_names(state: State) -> ModelNames:
     summary="Inputs, outputs, labels of a model",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> ModelMetadata:
+async def model_metadata(
+    state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None
+) -> ModelMetadata:
     return model_metadata_of(state.engines, state.engines.find(model_name, model_version))
 
 
@@ -149,7 +152,9 @@ async def model_metadata(state: State, model_name: str, model_version: str | Non
     summary="This model answers; 503 with the reason when not, 404 when there is none",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def model_ready(state: State, model_name: str, model_version: str | None = None) -> ModelReadiness:
+async def model_ready(
+    state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None
+) -> ModelReadiness:
     state.engines.find(model_name, model_version)
     if state.health.state != "serving":
         raise ModelNotReady(f"model {model_name!r} is not ready: the server is draining")

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from litestar import Request, get, post
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler, route
+from litestar.params import FromPath
 from msgspec import Struct, field
 from msgspec.structs import asdict
 
@@ -87,7 +88,7 @@ async def post_trace(request: Request[Any, Any, Any]) -> TraceSettings:
     summary="Nothing is traced",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def get_model_trace(state: State, model_name: str) -> TraceSettings:
+async def get_model_trace(state: State, model_name: FromPath[str]) -> TraceSettings:
     state.engines.find(model_name)
     return TraceSettings()
 
@@ -99,7 +100,7 @@ async def get_model_trace(state: State, model_name: str) -> TraceSettings:
     summary="The same, where nothing would change; else 501",
     responses=_CHANGE | errors(UnknownModel, ModelNotReady),
 )
-async def post_model_trace(state: State, request: Request[Any, Any, Any], model_name: str) -> TraceSettings:
+async def post_model_trace(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> TraceSettings:
     state.engines.find(model_name)
     return await _unchanged(request, TraceSettings(), "")
 

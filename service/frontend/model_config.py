@@ -9,6 +9,7 @@ from typing import Any
 
 from litestar import get
 from litestar.datastructures import State
+from litestar.params import FromPath
 from msgspec import Struct
 
 from models.manifest import TensorSpec
@@ -76,6 +77,6 @@ def model_config(model: ServedModel, max_queue_delay_us: int) -> ModelConfig:
     summary="How a model runs, in the form of Triton's model configuration",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def config(state: State, model_name: str, model_version: str | None = None) -> ModelConfig:
+async def config(state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None) -> ModelConfig:
     model = state.engines.find(model_name, model_version)
     return model_config(model, state.settings.batching.max_queue_delay_us)

@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Request, post
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from msgspec import Struct
 
 from service.batching.engines import Engines
@@ -61,7 +62,7 @@ def _control(verb: str) -> HTTPRouteHandler:
         operation_id=f"{verb.capitalize()}Model",
         responses=errors(ModelControlOff),
     )
-    async def control(model_name: str) -> None:
+    async def control(model_name: FromPath[str]) -> None:
         raise refuse_control(verb, model_name)
 
     return control
@@ -85,7 +86,7 @@ async def named_repository_index(state: State, request: Request[Any, Any, Any]) 
 
 
 @post("/v2/repository/{repository:str}/models/{model_name:str}/{verb:str}", include_in_schema=False)
-async def named_control(model_name: str, verb: str) -> None:
+async def named_control(model_name: FromPath[str], verb: FromPath[str]) -> None:
     if verb not in ("load", "unload"):
         raise NotFound(f"{verb!r} is nothing to do with a model; expected load or unload")
     raise refuse_control(verb, model_name)

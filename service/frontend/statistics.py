@@ -12,6 +12,7 @@ cache_hit, cache_miss   0: there is no cache; clients fail without them
 
 from litestar import get
 from litestar.datastructures import State
+from litestar.params import FromPath
 from msgspec import Struct
 
 from service.batching.claim import ServedModel
@@ -104,7 +105,9 @@ async def all_statistics(state: State) -> Statistics:
     summary="The same of one model: all its versions that answer, or one",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def model_statistics(state: State, model_name: str, model_version: str | None = None) -> Statistics:
+async def model_statistics(
+    state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None
+) -> Statistics:
     found = state.engines.find(model_name, model_version)
     models = [model for model in state.engines.models() if model.facts.name == model_name]
     return statistics(state.metrics, models if model_version is None else [found])

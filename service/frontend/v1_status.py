@@ -11,6 +11,7 @@ from typing import Any
 
 from litestar import Response, get
 from litestar.datastructures import State
+from litestar.params import FromPath
 from msgspec import Struct
 
 from models.manifest import Datatype, TensorSpec
@@ -77,12 +78,14 @@ async def model_names(state: State) -> ModelNames:
     summary="KServe v1, TensorFlow Serving: state of a model's versions; 503 with the reason when none answers",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def model_status(state: State, model_name: str, model_version: str | None = None) -> Response[ModelStatus]:
+async def model_status(
+    state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None
+) -> Response[ModelStatus]:
     return status_of(state, model_name, model_version)
 
 
 @get(_LABEL, include_in_schema=False)
-async def label_status(state: State, model_name: str, label: str) -> Response[ModelStatus]:
+async def label_status(state: State, model_name: FromPath[str], label: FromPath[str]) -> Response[ModelStatus]:
     return status_of(state, model_name, version_with_label(state.engines, model_name, label))
 
 
@@ -92,12 +95,14 @@ async def label_status(state: State, model_name: str, label: str) -> Response[Mo
     summary="TensorFlow Serving: inputs and outputs as a signature",
     responses=errors(UnknownModel, ModelNotReady),
 )
-async def model_metadata(state: State, model_name: str, model_version: str | None = None) -> dict[str, Any]:
+async def model_metadata(
+    state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None
+) -> dict[str, Any]:
     return _metadata(state.engines, model_name, model_version)
 
 
 @get(f"{_LABEL}/metadata", include_in_schema=False)
-async def label_metadata(state: State, model_name: str, label: str) -> dict[str, Any]:
+async def label_metadata(state: State, model_name: FromPath[str], label: FromPath[str]) -> dict[str, Any]:
     return _metadata(state.engines, model_name, version_with_label(state.engines, model_name, label))
 
 

@@ -277,3 +277,10 @@ def test_health_answers_while_the_engine_is_busy(http: httpx.Client, server: Ser
         assert http.get("/health/live").status_code == 200
         assert time.monotonic() - begun < 1
         assert [future.result() for future in asked] == [[{"y": [i]}] for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/echo", "/v2/models/echo/ready", "/v2/models/echo/config", "/v1/models/echo"]
+)
+def test_a_version_belongs_into_the_path(http: httpx.Client, path: str) -> None:
+    assert http.get(f"{path}?model_version=9").json() == http.get(path).json()

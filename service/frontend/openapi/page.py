@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar import Request, Response, get
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
+from litestar.params import FromPath
 
 from service.errors import NotFound
 from service.frontend.openapi.examples import with_examples
@@ -56,7 +57,7 @@ class LiveDocument(JsonRenderPlugin):
 
 
 @get("/static/swagger-ui/{name:str}", include_in_schema=False, sync_to_thread=True)
-def page_file(name: str) -> Response[bytes]:
+def page_file(name: FromPath[str]) -> Response[bytes]:
     """The page's script and style, kept and sent compressed: every browser takes that."""
     if name not in _MEDIA_TYPES:
         raise NotFound(f"no such file: {name}")
