@@ -62,7 +62,7 @@ _IN_FLIGHT = _BATCH.end
 # Once for each request: names of the module, as a tuple's fields take twice as long to look up.
 _REQUEST_FIRST, _REQUEST_SUM = _REQUEST.first, _REQUEST.end - 1
 _QUEUE_FIRST, _QUEUE_SUM = _QUEUE.first, _QUEUE.end - 1
-_RAN, _RAN_US, _QUEUE_US, _COMPUTE_US, _DECODE_NS, _ENCODE_NS, _FAILED_US = range(_IN_FLIGHT + 1, _IN_FLIGHT + 8)
+_QUEUE_US, _COMPUTE_US, _DECODE_NS, _ENCODE_NS, _FAILED_US = range(_IN_FLIGHT + 1, _IN_FLIGHT + 6)
 _LAST_MS = _FAILED_US + 1
 _N_CELLS = _LAST_MS + 1
 _MOST_ITEMS = 1024  # of a batch
@@ -147,14 +147,11 @@ class ModelCounts(ModelObserver):
         """Once for each prediction request; refused ones have no place in the histogram."""
         cells = self._cells
         cells[_CELL_OF_STATUS[status]] += 1
-        if timings is not None:
-            cells[_REQUEST_FIRST + bisect_left(_MICROSECONDS, microseconds)] += 1
-            cells[_REQUEST_SUM] += microseconds
         if status >= _FAULT:
             cells[_FAILED_US] += microseconds
         elif timings is not None:
-            cells[_RAN] += 1
-            cells[_RAN_US] += microseconds
+            cells[_REQUEST_FIRST + bisect_left(_MICROSECONDS, microseconds)] += 1
+            cells[_REQUEST_SUM] += microseconds
             cells[_QUEUE_US] += timings[0]
             cells[_COMPUTE_US] += timings[1]
             cells[_DECODE_NS] += decode_ns
@@ -183,8 +180,8 @@ class Totals(NamedTuple):
     last_ms: int
     items: int
     batches: int
-    ran: int
-    ran_us: int
+    answered: int
+    answered_us: int
     queue_us: int
     compute_us: int
     decode_ns: int
@@ -274,8 +271,8 @@ def _totals(cells: list[int], by_size: dict[int, tuple[int, int]]) -> Totals:
         last_ms=cells[_LAST_MS],
         items=sum(cells[_QUEUE.first : _QUEUE.end - 1]),
         batches=sum(cells[_BATCH.first : _BATCH.end - 1]),
-        ran=cells[_RAN],
-        ran_us=cells[_RAN_US],
+        answered=sum(cells[_REQUEST.first : _REQUEST.end - 1]),
+        answered_us=cells[_REQUEST_SUM],
         queue_us=cells[_QUEUE_US],
         compute_us=cells[_COMPUTE_US],
         decode_ns=cells[_DECODE_NS],

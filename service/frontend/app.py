@@ -95,16 +95,12 @@ class Frontend:
     def prepare(self, route: Route, request: Request, body: bytes) -> Prepared | Coroutine[Any, Any, Prepared]:
         """What a whole request comes to: rows to commit. Raises ServiceError."""
         model = request.model = self._find(route)
-        if (encoded := request.headers.get(b"content-encoding")) and (encoding := encoding_of(encoded)):
+        headers = request.headers
+        if b"content-encoding" in headers and (encoding := encoding_of(headers[b"content-encoding"])):
             decompression = Decompression(encoding, body, self._settings.server.max_body_bytes)
             if (whole := decompression.begin()) is None:
-                return self._prepare_long(model, route, request, decompression)
+                return self._prepare_long(route, request, decompression)
             body = whole
-        return self._prepare(model, route, request, body)
-
-    def _prepare(
-        self, model: ServedModel, route: Route, request: Request, body: bytes
-    ) -> Prepared | Coroutine[Any, Any, Prepared]:
         deadline = request.received_at + self._timeout_ns
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
@@ -112,12 +108,11 @@ class Frontend:
             return infer.prepare(model, request, body, deadline)
         return v1.prepare(model, route.kind, request, body, deadline, self._settings.images)
 
-    async def _prepare_long(
-        self, model: ServedModel, route: Route, request: Request, decompression: Decompression
-    ) -> Prepared:
+    async def _prepare_long(self, route: Route, request: Request, decompression: Decompression) -> Prepared:
         """In a thread what would hold up all others."""
         body = await asyncio.get_running_loop().run_in_executor(_large_bodies, decompression.rest)
-        prepared = self._prepare(model, route, request, body)
+        request.headers = {name: value for name, value in request.headers.items() if name != b"content-encoding"}
+        prepared = self.prepare(route, request, body)
         return prepared if isinstance(prepared, Prepared) else await prepared
 
     def encode(self, prepared: Prepared, request: Request) -> Answer | Exception | Coroutine[Any, Any, Answer]:
@@ -127,14 +122,13 @@ class Frontend:
             claim.release()
             return claim.error
         request.timings = claim.timings
-        started = time.monotonic_ns()
+        request.done_at = time.monotonic_ns()
         try:
             answer = encode(claim)
         except Exception as error:  # noqa: BLE001 `finish` tells what it is
             return error
         finally:
             claim.release()
-            request.encode_ns = time.monotonic_ns() - started
         if b"accept-encoding" in request.headers and (encoding := wanted_encoding(request.headers, answer)):
             return compress(encoding, answer) if len(answer.body) < INLINE_BYTES else _compress_long(encoding, answer)
         return answer
@@ -145,9 +139,10 @@ class Frontend:
         if self.health.state == "leaving":
             answer.headers += (CLOSE,)
         counts = self._metrics.unknown if request.model is None else request.model.observer
-        microseconds = (time.monotonic_ns() - request.received_at) // 1000
+        now = time.monotonic_ns()
+        microseconds = (now - request.received_at) // 1000
         decode_ns = request.committed_at - request.body_at
-        counts.request_answered(answer.status, microseconds, request.timings, decode_ns, request.encode_ns)
+        counts.request_answered(answer.status, microseconds, request.timings, decode_ns, now - request.done_at)
         return answer
 
     async def _predict_long(
@@ -189,7 +184,7 @@ class Frontend:
             prepared.claim.release()
             raise
         outcome = self.encode(prepared, request)
-        return await outcome if isinstance(outcome, Coroutine) else outcome
+        return outcome if isinstance(outcome, (Answer, Exception)) else await outcome
 
     def _find(self, route: Route) -> ServedModel:
         if self.health.state == "closing":

@@ -44,16 +44,15 @@ class Request:
     received_at    monotonic ns, as are the other instants
     body_at        the body is complete: from here on it is decoded
     committed_at   the rows are written: from here on the request waits for the engine
-    encode_ns      how long it took to make the answer of the outputs
+    done_at        the engine has answered: from here on the outputs are encoded
     timings        of the slowest item; None: the model was not run
     model          once it is found
     """
 
-    __slots__ = ("body_at", "committed_at", "encode_ns", "headers", "id", "model", "query", "received_at", "timings")
+    __slots__ = ("body_at", "committed_at", "done_at", "headers", "id", "model", "query", "received_at", "timings")
 
     def __init__(self, headers: dict[bytes, bytes], query: bytes) -> None:
-        self.received_at = self.body_at = self.committed_at = time.monotonic_ns()
-        self.encode_ns = 0
+        self.received_at = self.body_at = self.committed_at = self.done_at = time.monotonic_ns()
         self.headers = headers
         self.query = query
         given = headers.get(b"x-request-id")

@@ -15,7 +15,6 @@ Two changes to uvicorn's own way: an answer goes out in one write, and bad synta
 
 import asyncio
 import time
-from collections.abc import Coroutine
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -243,11 +242,13 @@ class Protocol(HttpToolsProtocol):
         assert self._request is not None
         prepared, self._prepared = self._prepared, None
         outcome = self._frontend.encode(prepared, self._request)
-        if isinstance(outcome, Coroutine):
+        if isinstance(
+            outcome, (Answer, Exception)
+        ):  # no Coroutine; asking an abstract class takes long
+            self._write(outcome)
+        else:
             self._compressing = self.loop.create_task(outcome)
             self._compressing.add_done_callback(self._compressed)
-        else:
-            self._write(outcome)
 
     def _compressed(self, task: "asyncio.Task[Answer]") -> None:
         self._compressing = None

@@ -72,7 +72,7 @@ def statistics(metrics: RequestMetrics, models: list[ServedModel]) -> Statistics
 
 
 def _of(name: str, version: str, totals: Totals) -> ModelStatistics:
-    ran = totals.ran
+    answered = totals.answered
     return ModelStatistics(
         name,
         version,
@@ -80,12 +80,12 @@ def _of(name: str, version: str, totals: Totals) -> ModelStatistics:
         inference_count=totals.items,
         execution_count=totals.batches,
         inference_stats=InferStatistics(
-            success=Duration(ran, totals.ran_us * 1000),
+            success=Duration(answered, totals.answered_us * 1000),
             fail=Duration(totals.failed, totals.failed_us * 1000),
-            queue=Duration(ran, totals.queue_us * 1000),
-            compute_input=Duration(ran, totals.decode_ns),
-            compute_infer=Duration(ran, totals.compute_us * 1000),
-            compute_output=Duration(ran, totals.encode_ns),
+            queue=Duration(answered, totals.queue_us * 1000),
+            compute_input=Duration(answered, totals.decode_ns),
+            compute_infer=Duration(answered, totals.compute_us * 1000),
+            compute_output=Duration(answered, totals.encode_ns),
         ),
         batch_stats=[
             BatchStatistics(size, Duration(count, 0), Duration(count, us * 1000), Duration(count, 0))
