@@ -242,9 +242,7 @@ class Protocol(HttpToolsProtocol):
         assert self._request is not None
         prepared, self._prepared = self._prepared, None
         outcome = self._frontend.encode(prepared, self._request)
-        if isinstance(
-            outcome, (Answer, Exception)
-        ):  # no Coroutine; asking an abstract class takes long
+        if isinstance(outcome, (Answer, Exception)):  # no Coroutine; asking an abstract class takes long
             self._write(outcome)
         else:
             self._compressing = self.loop.create_task(outcome)
