@@ -67,14 +67,14 @@ class NoVersionReady(ModelStatus):
     error: str
 
 
-@get("/v1/models", tags=["metadata"], summary="KServe v1: names of the models that answer")
+@get("/v1/models", tags=["v1"], summary="KServe v1: names of the models that answer")
 async def model_names(state: State) -> ModelNames:
     return ModelNames(sorted({model.facts.name for model in state.engines.models()}))
 
 
 @get(
     [_MODEL, _VERSION],
-    tags=["metadata"],
+    tags=["v1"],
     summary="KServe v1, TensorFlow Serving: state of a model's versions; 503 with the reason when none answers",
     responses=errors(UnknownModel, ModelNotReady),
 )
@@ -91,7 +91,7 @@ async def label_status(state: State, model_name: FromPath[str], label: FromPath[
 
 @get(
     [f"{_MODEL}/metadata", f"{_VERSION}/metadata"],
-    tags=["metadata"],
+    tags=["v1"],
     summary="TensorFlow Serving: inputs and outputs as a signature",
     responses=errors(UnknownModel, ModelNotReady),
 )

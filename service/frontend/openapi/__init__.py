@@ -28,6 +28,7 @@ __all__ = ["finish_document", "openapi_config", "page_file"]
 _TAGS = {
     "predictions": "What the server is for.",
     "metadata": "What it serves.",
+    "v1": "For clients of TensorFlow Serving and of KServe's first protocol.",
     "statistics": "What was asked so far.",
     "repository": "What there is to serve.",
     "settings": "What the protocol's clients may ask of logging and tracing.",

@@ -83,7 +83,7 @@ def _operation(
 ) -> Operation:
     return Operation(
         operation_id=operation_id,
-        tags=["predictions"],
+        tags=["v1"],
         summary=summary,
         parameters=[*parameters],
         request_body=RequestBody(required=True, content={"application/json": _json(request)}),
