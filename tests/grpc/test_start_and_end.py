@@ -49,7 +49,15 @@ def with_grpc(server: Server) -> list[int]:
     """The server's processes that have loaded grpcio."""
     pid = server.process.pid
     processes = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    return [process for process in processes if "cygrpc" in Path(f"/proc/{process}/maps").read_text()]
+    return [process for process in processes if "cygrpc" in mapped_by(process)]
+
+
+def mapped_by(process: int) -> str:
+    """What the kernel lists as mapped; nothing of a process that is gone by now."""
+    try:
+        return Path(f"/proc/{process}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_every_frontend_listens_on_the_port_and_answers(server: Server) -> None:
