@@ -67,6 +67,15 @@ class Engines:
         everywhere = (model for client in self._clients for model in client.models())
         return list({(model.facts.name, model.facts.version): model for model in everywhere}.values())
 
+    def names(self) -> list[str]:
+        """Of the models that have a ready version, in order."""
+        return sorted({model.facts.name for model in self.models()})
+
+    def named(self, name: str, version: str | None = None) -> list[ServedModel]:
+        """The ready versions of a model, or the one. Raises UnknownModel, ModelNotReady."""
+        found = self.find(name, version)
+        return [model for model in self.models() if model.facts.name == name] if version is None else [found]
+
     def versions(self, name: str) -> list[str]:
         """Ready versions, in ascending order."""
         return sorted({v for client in self._clients for v in client.versions(name)}, key=version_key)
@@ -116,8 +125,7 @@ class Engines:
             return ModelNotReady(f"model {name!r} is not ready: models are loading")
         if versions := self.versions(name):
             return UnknownModel(f"model {name!r} has no version {version!r}; ready: {', '.join(versions)}")
-        names = sorted({model.facts.name for model in self.models()})
-        return UnknownModel(f"no model {name!r}; ready: {', '.join(names) or 'none'}")
+        return UnknownModel(f"no model {name!r}; ready: {', '.join(self.names()) or 'none'}")
 
 
 def _expected_wait(model: ServedModel) -> float:

@@ -131,7 +131,7 @@ async def server_metadata() -> ServerMetadata:
 
 @get("/v2/models", tags=["metadata"], summary="Names of the models that answer")
 async def model_names(state: State) -> ModelNames:
-    return ModelNames(sorted({model.facts.name for model in state.engines.models()}))
+    return ModelNames(state.engines.names())
 
 
 @get(

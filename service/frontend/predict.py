@@ -30,7 +30,7 @@ from service.frontend.multipart_form import Part, read_parts
 from service.frontend.predictions import DEFAULT_TOP_K, encoding
 from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import shaped_rows_from_instances
-from service.frontend.tensors import check_truth, items_in, rows_from_json, shape_text
+from service.frontend.tensors import check_truth, items_in, no_json_for, rows_from_json, shape_text
 from service.settings import Images
 
 _MOST_DIGITS = 9  # more labels than any model has; Python refuses to read numbers of thousands of digits
@@ -106,13 +106,7 @@ def _misfit(facts: ModelFacts) -> str:
             f"model {facts.name!r} has {len(facts.inputs)} inputs; /predict serves models with one, "
             f"/v2/models/{facts.name}/infer all"
         )
-    for spec in facts.outputs:
-        if spec.datatype == "BF16":
-            return (
-                f"output {spec.name!r} is BF16, which JSON has no form for; "
-                f"/v2/models/{facts.name}/infer answers it as a binary tensor"
-            )
-    return ""
+    return no_json_for(facts)
 
 
 def _items(model: ServedModel, plan: _Plan, kind: str, content_type: bytes, body: bytes, images: Images) -> list[Item]:

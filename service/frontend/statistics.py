@@ -108,6 +108,4 @@ async def all_statistics(state: State) -> Statistics:
 async def model_statistics(
     state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None
 ) -> Statistics:
-    found = state.engines.find(model_name, model_version)
-    models = [model for model in state.engines.models() if model.facts.name == model_name]
-    return statistics(state.metrics, models if model_version is None else [found])
+    return statistics(state.metrics, state.engines.named(model_name, model_version))

@@ -129,6 +129,17 @@ def to_json(array: Array) -> list[Any]:
     return array.ravel().tolist()
 
 
+def no_json_for(facts: ModelFacts) -> str:
+    """Why the model's outputs cannot all be answered in JSON; "" where they can."""
+    for spec in facts.outputs:
+        if spec.datatype == "BF16":
+            return (
+                f"output {spec.name!r} is BF16, which JSON has no form for; "
+                f"/v2/models/{facts.name}/infer answers it as a binary tensor"
+            )
+    return ""
+
+
 def check_datatype(spec: TensorSpec, datatype: str) -> None:
     """Raises WrongTensor."""
     if datatype != spec.datatype:

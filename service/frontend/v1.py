@@ -30,6 +30,7 @@ from service.frontend.http import Answer, Request, decode_json
 from service.frontend.images import prepare_items
 from service.frontend.prepared import Prepared, claim_rows
 from service.frontend.shaped import nested_values
+from service.frontend.tensors import no_json_for
 from service.frontend.v1_inputs import Given, from_examples, from_inputs, from_instances, images_in, rows_of
 from service.settings import Images
 
@@ -79,12 +80,8 @@ def version_with_label(engines: Engines, model: str, label: str) -> str:
 def _read_predict(facts: ModelFacts, body: bytes) -> tuple[Given, Callable[[Claim], Answer]]:
     request: PredictRequest = decode_json(body, PredictRequest, "the predict request")
     _check_signature(request.signature_name, "predict")
-    for spec in facts.outputs:
-        if spec.datatype == "BF16":
-            raise WrongTensor(
-                f"output {spec.name!r} is BF16, which JSON has no form for; "
-                f"/v2/models/{facts.name}/infer answers it as a binary tensor"
-            )
+    if refusal := no_json_for(facts):
+        raise WrongTensor(refusal)
     by_row, by_column = memoryview(request.instances).nbytes > 0, memoryview(request.inputs).nbytes > 0
     if by_row == by_column:
         raise MalformedRequest(

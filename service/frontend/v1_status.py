@@ -69,7 +69,7 @@ class NoVersionReady(ModelStatus):
 
 @get("/v1/models", tags=["v1"], summary="KServe v1: names of the models that answer")
 async def model_names(state: State) -> ModelNames:
-    return ModelNames(sorted({model.facts.name for model in state.engines.models()}))
+    return ModelNames(state.engines.names())
 
 
 @get(

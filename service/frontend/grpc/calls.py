@@ -83,11 +83,8 @@ class Calls:
 
     def model_statistics(self, request: ModelStatisticsRequest) -> ModelStatisticsResponse:
         """Of all models where none is named; of all its versions where no version is."""
-        models = self._engines.models()
-        if request.name:
-            found = self._engines.find(request.name, request.version or None)
-            models = [model for model in models if model.facts.name == request.name]
-            models = [found] if request.version else models
+        name, version = request.name, request.version or None
+        models = self._engines.named(name, version) if name else self._engines.models()
         answer = ModelStatisticsResponse()
         ParseDict(msgspec.to_builtins(statistics(self._metrics, models)), answer)
         return answer
