@@ -54,6 +54,8 @@ class Streams:
             while (task := await answers.get()) is not None:
                 await context.write(await task)
                 room.release()
+        except grpc.aio.InternalError:
+            return  # the call ended while this was written: its deadline, or the client; gRPC has said so
         finally:
             await _abandon(reader, answers)
         if self._closing:
@@ -77,7 +79,7 @@ async def _read(
 async def _abandon(reader: "asyncio.Task[None]", answers: _Answers) -> None:
     """Cancel what is under way: its slots are free as soon as the engine lets go."""
     reader.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError, grpc.aio.InternalError):  # the call has ended
         await reader
     while not answers.empty():
         if (task := answers.get_nowait()) is not None:
