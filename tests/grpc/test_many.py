@@ -56,8 +56,9 @@ async def test_the_calls_deadline_ends_it_and_frees_its_slots(serve: Serve) -> N
     server = serve(*ONE_AT_A_TIME)
     async with channel(server) as connection:
         calls = stub(connection)
+        await calls.ModelInfer(slow(0))  # connected
         outcomes = await asyncio.gather(
-            *(calls.ModelInfer(slow(i), timeout=10 if i < 2 else 0.15) for i in range(8)), return_exceptions=True
+            *(calls.ModelInfer(slow(i), timeout=10 if i < 2 else 0.3) for i in range(12)), return_exceptions=True
         )
     late = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert len(late) >= 5
@@ -68,11 +69,11 @@ async def test_the_calls_deadline_ends_it_and_frees_its_slots(serve: Serve) -> N
 
 
 async def test_the_servers_timeout_and_the_requests_hold_without_a_deadline(serve: Serve) -> None:
-    server = serve(*ONE_AT_A_TIME, "--server.request-timeout-ms", "250")
+    server = serve(*ONE_AT_A_TIME, "--server.request-timeout-ms", "1000")
     async with channel(server) as connection:
         calls = stub(connection)
         for messages in (
-            [slow(i) for i in range(8)],
+            [slow(i) for i in range(24)],
             [slow(0), *(slow(i, parameters={"timeout": 20_000}) for i in range(1, 4))],
         ):
             await asyncio.to_thread(server.assert_settled)

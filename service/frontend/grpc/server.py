@@ -35,6 +35,7 @@ from service.settings import Settings
 
 _MOST_CALLS = 1024  # of one connection at a time
 _LAST_WORDS_S = 0.5  # after `drain_timeout_s`, for the answers of those given up
+_UNDER_WAY_NS = 50_000_000  # a call's deadline passes at the client by this much earlier than here, at most
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -136,7 +137,7 @@ class GrpcServer:
             model = request.model = self._engines.find(message.model_name, message.model_version or None)
             return await self._frontend.run(prepare(model, message, deadline, request.received_at, write), request)
         except asyncio.CancelledError:
-            if time.monotonic_ns() >= deadline:  # gRPC has told the client, so this is but counted
+            if time.monotonic_ns() >= deadline - _UNDER_WAY_NS:  # the client knows, so this is but counted
                 self._frontend.finish(request, DeadlineExceeded("the call's deadline passed"))
             raise
         except Exception as error:  # noqa: BLE001 `finish` tells what it is
