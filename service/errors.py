@@ -5,18 +5,22 @@ ServiceError
 │   ├── MalformedRequest     400     broken JSON, truncated body, bad header
 │   ├── MalformedImage       400     recognised as an image, but cannot be decoded
 │   ├── WrongTensor          400     name, shape, datatype or number of values (the protocol asks for 400, never 422)
+│   ├── LoadRefused          400     a version that may not serve: the message is the reason in the index
+│   ├── Unauthorized         401     WWW-Authenticate; the admin API without its key
 │   ├── ModelControlOff      403     loading and unloading by request is not switched on
 │   ├── UnknownModel         404
 │   ├── NotFound             404     no such path
 │   ├── MethodNotAllowed     405     Allow
 │   ├── NotAcceptable        406     Accept names no form that is offered
+│   ├── VersionInUse         409     an alias, a split or a shadow names it
 │   ├── BodyTimeout          408     the body did not arrive in time
 │   ├── BodyTooLarge         413
 │   └── UnsupportedMediaType 415
 ├── Unavailable              503     Retry-After; nothing was run, safe to retry
 │   ├── Overloaded               no free slot
 │   ├── ModelNotReady            known, but loading or refused; the message gives the reason
-│   └── Draining                 the server is going away; Connection: close
+│   ├── Draining                 the server is going away; Connection: close
+│   └── ControllerGone           nobody there to obey; another is started
 ├── EngineDied               503     in-flight items were lost with their engine; safe to retry
 ├── NotSupported             501     a part of the protocol that this server does not have
 ├── DeadlineExceeded         504     work may have been done
@@ -50,6 +54,15 @@ class WrongTensor(RequestError):
     status = 400
 
 
+class LoadRefused(RequestError):
+    status = 400
+
+
+class Unauthorized(RequestError):
+    status = 401
+    headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
+
+
 class ModelControlOff(RequestError):
     status = 403
 
@@ -72,6 +85,10 @@ class MethodNotAllowed(RequestError):
 
 class NotAcceptable(RequestError):
     status = 406
+
+
+class VersionInUse(RequestError):
+    status = 409
 
 
 class BodyTimeout(RequestError):
@@ -103,6 +120,10 @@ class ModelNotReady(Unavailable):
 
 class Draining(Unavailable):
     headers: Mapping[str, str] = {"retry-after": "1", "connection": "close"}
+
+
+class ControllerGone(Unavailable):
+    pass
 
 
 class EngineDied(ServiceError):

@@ -39,7 +39,7 @@ _MICROSECONDS = (
 )
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _FAULT = 400  # statuses from here on
-_STATUSES = (200, 400, 401, 403, 404, 405, 406, 408, 413, 415, 429, 500, 501, 503, 504)
+_STATUSES = (200, 400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 429, 500, 501, 503, 504)
 _CELL_OF_STATUS = {status: i for i, status in enumerate(_STATUSES)}
 
 

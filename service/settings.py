@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -163,6 +163,68 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     ] = None
 
 
+class Control(BaseModel, frozen=True, extra="forbid"):
+    """Which versions are served, and what may change that while the service runs."""
+
+    mode: Annotated[
+        Literal["none", "explicit", "poll"],
+        Field(
+            description="`none`: the versions of the start. `explicit`: they are loaded and unloaded by request. "
+            "`poll`: as the repository changes."
+        ),
+    ] = "none"
+    load_at_start: Annotated[
+        str, Field(description="Models to load at the start: names with commas between, `*` is all, nothing is none.")
+    ] = "*"
+    latest: Annotated[
+        int, Field(ge=1, description="How many of the newest versions of a model are served, where it does not say.")
+    ] = 1
+    settle_s: Annotated[
+        float, Field(ge=0, description="Mode `poll`: a version is loaded once its files have not changed for so long.")
+    ] = 2.0
+    rescan_s: Annotated[
+        float,
+        Field(gt=0, description="Mode `poll`: how often to look where the file system tells of no change."),
+    ] = 30.0
+    require_signature: Annotated[
+        Path | None,
+        Field(description="A file of Ed25519 public keys; only versions signed with one of them are served."),
+    ] = None
+    when_memory_is_short: Annotated[
+        Literal["refuse", "in_place"],
+        Field(
+            description="A new version that does not fit beside the one it replaces is refused, or takes its place "
+            "once that is gone."
+        ),
+    ] = "refuse"
+    state_file: Annotated[
+        Path | None,
+        Field(description="Keeps what was loaded and routed by request over a restart of the service. Default: lost."),
+    ] = None
+
+
+class Admin(BaseModel, frozen=True, extra="forbid"):
+    """Who may load, unload, route, set the log level and drain, by request."""
+
+    port: Annotated[
+        int | None, Field(ge=0, le=65535, description="A port for the admin API alone, 0 takes a free one.")
+    ] = None
+    host: Annotated[str, Field(description="Address of that port.")] = "127.0.0.1"
+    public: Annotated[bool, Field(description="The admin API is on the public port too. Needs a key.")] = False
+    key: Annotated[
+        SecretStr | None, Field(description="What clients send as `Authorization: Bearer`; rather in the environment.")
+    ] = None
+    key_file: Annotated[Path | None, Field(description="A file that holds the key.")] = None
+
+
+class Cache(BaseModel, frozen=True, extra="forbid"):
+    """Answers that are kept, to be given again for the same tensors."""
+
+    max_bytes: Annotated[
+        int, Field(ge=0, description="Memory for tensors and answers, over all frontends; 0 is no cache.")
+    ] = 0
+
+
 class Logging(BaseModel, frozen=True, extra="forbid"):
     """What goes to standard error."""
 
@@ -187,6 +249,9 @@ class Settings(BaseSettings):
     images: Images = Images()
     batching: Batching = Batching()
     engine: Engine = Engine()
+    control: Control = Control()
+    admin: Admin = Admin()
+    cache: Cache = Cache()
     logging: Logging = Logging()
 
     config: Annotated[Path | None, Field(description="A TOML file with any of these settings.")] = None
@@ -237,7 +302,12 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
             _cli_parse_args=list(flags),
             _cli_prog_name=f"python -m service {command}",
             _cli_kebab_case=True,
-            _cli_shortcuts={"server.port": "port", "server.host": "host", "server.frontends": "frontends"},
+            _cli_shortcuts={
+                "server.port": "port",
+                "server.host": "host",
+                "server.frontends": "frontends",
+                "control.require_signature": "require-signature",
+            },
             _cli_avoid_json=True,
             _cli_hide_none_type=True,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from service.settings import Settings, environment_name, flag_name
@@ -73,7 +73,24 @@ def _type_text(annotation: Any) -> str:  # Any: whatever a field may be annotate
         return " ".join([_type_text(inner), *_bounds(info)])
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return " or ".join(_type_text(part) for part in typing.get_args(annotation) if part is not types.NoneType)
-    return {int: "whole number", float: "number", str: "text", Path: "path", bool: "`true`, `false`"}[annotation]
+    return {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        Path: "path",
+        bool: "`true`, `false`",
+        SecretStr: "text",
+    }[annotation]
+
+
+_WORDS = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    SecretStr: "text",
+    Path: "path",
+    bool: "`true`, `false`",
+}
 
 
 def _default(default: object) -> str:

@@ -10,6 +10,7 @@ from service.batching.claim import ServedModel
 from service.batching.client import Client, Observer, version_key
 from service.batching.link import Link
 from service.errors import ModelNotReady, UnknownModel
+from service.lifecycle.messages import Table
 
 
 class Engines:
@@ -20,12 +21,18 @@ class Engines:
         self._changed = asyncio.Event()
         self._clients = [Client(link, observer, self._change) for link in links]
         self._found: dict[tuple[str, str | None], ServedModel] = {}  # of a single engine, since its last change
+        self.table = Table()
 
     def connect(self, engine: int, link: Link) -> None:
         """A link to the successor of an engine that is gone."""
         self._clients[engine].close()
         self._clients[engine] = Client(link, self._observer, self._change)
         self._found.clear()
+
+    def apply(self, table: Table) -> None:
+        """What the controller says of versions and routing holds from now on."""
+        self.table = table
+        self._change()
 
     def close(self) -> None:
         """Leave all links. Requests in flight fail with EngineDied."""

@@ -43,6 +43,7 @@ from service.frontend.http import (
 from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
 from service.frontend.verbs import allowed_methods
+from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, exposition
 from service.settings import Settings
 
@@ -57,14 +58,22 @@ ENDED = Draining("the server is draining and ended before this was answered; sen
 class Frontend:
     """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
 
-    def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics) -> None:
+    def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics, controls: Controls) -> None:
         self.health = admin.Health()
         self.body_timeout_s = settings.server.body_timeout_s
         self._timeout_ns = settings.server.request_timeout_ms * 1_000_000
         self._engines = engines
         self._settings = settings
         self._metrics = metrics
-        state = State({"engines": engines, "health": self.health, "metrics": metrics, "settings": settings})
+        state = State(
+            {
+                "engines": engines,
+                "health": self.health,
+                "metrics": metrics,
+                "settings": settings,
+                "controls": controls,
+            }
+        )
         self._litestar = _litestar(state)
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:

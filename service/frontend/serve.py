@@ -22,6 +22,7 @@ from service.batching.engines import Engines
 from service.batching.link import Link
 from service.frontend.app import ENDED, Frontend
 from service.frontend.protocol import Protocol
+from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
 
@@ -46,7 +47,8 @@ class HttpServer:
         self._loaded = counts.loaded
         self._number = number
         self._settings = settings
-        self._frontend = Frontend(self._engines, settings, metrics)
+        self._controls = Controls(self._engines.apply)
+        self._frontend = Frontend(self._engines, settings, metrics, self._controls)
         self._server = _Server(
             uvicorn.Config(
                 self._frontend,

@@ -21,6 +21,7 @@ from service.batching.engines import Engines
 from service.frontend.app import Frontend
 from service.frontend.head import find_route
 from service.frontend.openapi.examples import with_examples
+from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
 from tests.http.conftest import Serve
@@ -45,7 +46,7 @@ FITTING = {  # name → a body that fits, in either form; some of it is replaced
 
 load_all_checks()
 REFUSED = [positive_data_acceptance, schemathesis.checks.not_a_server_error]
-LITESTAR = Frontend(Engines([]), Settings(), RequestMetrics(SharedCounts(1), 0))._litestar
+LITESTAR = Frontend(Engines([]), Settings(), RequestMetrics(SharedCounts(1), 0), Controls())._litestar
 DOCUMENT = LITESTAR.openapi_schema.to_schema()
 PATHS = DOCUMENT["paths"]
 schema = schemathesis.openapi.from_dict(DOCUMENT)

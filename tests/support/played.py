@@ -19,6 +19,7 @@ from service.frontend.app import Frontend
 from service.frontend.head import Route
 from service.frontend.http import Answer, Request
 from service.frontend.prepared import Prepared
+from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
 
@@ -48,7 +49,9 @@ class PlayedFrontend:
 
     def __init__(self, models: list[ServedModel], settings: Settings) -> None:
         self._engines = PlayedEngines(models)
-        self._frontend = Frontend(cast(Engines, self._engines), settings, RequestMetrics(SharedCounts(1), 0))
+        self._frontend = Frontend(
+            cast(Engines, self._engines), settings, RequestMetrics(SharedCounts(1), 0), Controls()
+        )
 
     def answer(self, route: Route, headers: dict[bytes, bytes], query: bytes, body: bytes) -> Answer:
         """Of status 500 where anything but a ServiceError was raised: no bug passes for a refusal."""
