@@ -1,11 +1,13 @@
-"""Starts engines and frontends, replaces those that die, and drains on SIGTERM.
+"""Starts the controller, engines and frontends, replaces those that die, and drains on SIGTERM.
 
-    frontends 0    HTTP and one engine share this process: the same arena, link and loops as between processes
-    frontends n    n HTTP processes and an engine process for each device, forked here; this process only watches
+    frontends 0    HTTP, one engine and the controller share this process: the same code as between processes
+    frontends n    n HTTP processes, an engine process for each device and the controller, forked here; this process
+                   only watches
 
     SIGTERM, SIGINT ─► the frontends leave (frontend/serve.py) ─► the engines end ─► exit 0
     a frontend dies ─► its connections are lost with it; another takes its socket and its slots
     an engine dies  ─► its requests in flight are answered 503; another loads the models and is connected
+    the controller  ─► requests are answered as before; another learns from the others how things stand
     deaths go on    ─► exit 1: whoever runs us must see it
 
 Between the supervisor and a child runs one socket (control.py). Its end of file tells a frontend that the supervisor is
@@ -29,6 +31,7 @@ from typing import Literal, NoReturn
 
 from service.batching.link import Link, link_pair
 from service.control import control_pair, send_leave, send_link
+from service.lifecycle.frames import make_place
 from service.log import configure_logging
 from service.machine import available_cores, cuda_devices
 from service.metrics import SharedCounts
@@ -43,7 +46,7 @@ _DEATHS_WITHIN_S = 60.0
 _ENGINE_END_S = 15.0
 _FRONTENDS_PER_ENGINE = 4
 
-Role = Literal["engine", "frontend"]
+Role = Literal["controller", "engine", "frontend"]
 
 
 class StartError(Exception):
@@ -173,6 +176,7 @@ class Supervisor:
         self._deaths: list[float] = []
         self._draining = False
         self._failed = False
+        self._place = make_place()
 
     def run(self) -> int:
         """Until every child has ended; the exit status."""
@@ -186,6 +190,7 @@ class Supervisor:
         self._signal_sockets = wakeup, signalled
         n_engines, n_frontends = self._n_engines, len(self._listeners)
         self._links = {(e, f): link_pair() for e in range(n_engines) for f in range(n_frontends)}
+        self._start_controller()
         for engine in range(n_engines):
             self._start_engine(engine)
         for frontend in range(n_frontends):
@@ -244,7 +249,9 @@ class Supervisor:
             self._failed = True
             self._drain()
             return
-        if child.role == "engine":
+        if child.role == "controller":
+            self._start_controller()
+        elif child.role == "engine":
             frontends = range(len(self._listeners))
             self._links = {(child.number, frontend): link_pair() for frontend in frontends}
             ends = {frontend: self._links[child.number, frontend][0] for frontend in frontends}
@@ -266,7 +273,7 @@ class Supervisor:
             link.close()
 
     def _end_engines(self) -> None:
-        """End of file on its control tells an engine to leave once its frontends have."""
+        """End of file on its control tells an engine to leave once its frontends have, and the controller at once."""
         for child in self._children.values():
             child.control.close()
         give_up_at = time.monotonic() + _ENGINE_END_S
@@ -274,11 +281,19 @@ class Supervisor:
             poll = select.poll()
             poll.register(child.pidfd, select.POLLIN)
             if not poll.poll(max(0.0, give_up_at - time.monotonic()) * 1000):
-                log.warning("engine %d does not end; it is killed", child.number)
+                log.warning("%s %d does not end; it is killed", child.role, child.number)
                 os.kill(child.pid, signal.SIGKILL)
             self._reap(child)
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_controller(self) -> None:
+        def body(control: socket.socket) -> int:
+            from service.controller.process import run_controller
+
+            return run_controller(self._settings, self._n_engines, self._place, self._counts, control)
+
+        self._fork("controller", 0, body, {self._place.listener})
 
     def _start_engine(self, number: int) -> None:
         links = {frontend: ends[1] for (engine, frontend), ends in self._links.items() if engine == number}
@@ -286,7 +301,7 @@ class Supervisor:
         def body(control: socket.socket) -> int:
             from service.engine.serve import run_engine  # the engine's imports are its own
 
-            return run_engine(self._settings, number, len(self._listeners), links, control)
+            return run_engine(self._settings, number, len(self._listeners), links, control, self._place)
 
         self._fork("engine", number, body, set(links.values()))
 
@@ -298,7 +313,9 @@ class Supervisor:
             from service.frontend.process import run_frontend
 
             return run_frontend(
-                self._settings, number, self._listeners[number], links, self._counts, control, say, bool(self._deaths)
+                *(self._settings, number, self._listeners[number], links, self._counts, control, say),
+                succeeds=bool(self._deaths),
+                place=self._place,
             )
 
         self._fork("frontend", number, body, {*links, self._listeners[number]})
@@ -313,7 +330,7 @@ class Supervisor:
             ours.close()
             self._be_child(f"{role} {number}", lambda: body(theirs), mine)
         theirs.close()
-        for link in mine - set(self._listeners):
+        for link in mine - {*self._listeners, self._place.listener}:
             link.close()
         self._children[role, number] = _Child(role, number, pid, os.pidfd_open(pid), ours)
 
@@ -324,7 +341,8 @@ class Supervisor:
             for number in _SIGNALS:  # a terminal sends them to all its processes; the supervisor decides
                 signal.signal(number, signal.SIG_IGN)
             others: list[Link | socket.socket] = [end for ends in self._links.values() for end in ends]
-            others += [*self._signal_sockets, *self._listeners, *(child.control for child in self._children.values())]
+            others += [*self._signal_sockets, *self._listeners, self._place.listener]
+            others += [child.control for child in self._children.values()]
             for end in others:
                 if end not in mine:
                     end.close()
@@ -344,19 +362,23 @@ class Supervisor:
 def _serve_in_one_process(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
     import uvloop
 
+    from service.controller.controller import Controller
     from service.engine.serve import make_engine
     from service.frontend.serve import HttpServer
 
     async def run() -> bool:
         frontend_end, engine_end = link_pair()
-        server = HttpServer(settings, [frontend_end], SharedCounts(1), 0)
-        engine = make_engine(settings, 0, 1, {0: engine_end})
+        place, counts = make_place(), SharedCounts(1)
+        server = HttpServer(settings, [frontend_end], counts, 0, place)
+        engine = make_engine(settings, 0, 1, {0: engine_end}, place)
         for number in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, server.leave)
         engine.start()
+        controller = asyncio.create_task(Controller(settings, 1, place, counts).run())
         try:
             return await server.run(listener, say, end_with_engines=True)
         finally:
+            controller.cancel()
             await asyncio.to_thread(engine.stop)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

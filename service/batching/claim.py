@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from service.batching.arena import Arena, Rows, ShapedRow, SlotIndex
 from service.batching.link import ModelFacts, Status
-from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTensor
+from service.errors import DeadlineExceeded, EngineError, ModelNotReady, Overloaded, WrongTensor
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
 LOWEST_PRIORITY = 255  # a byte on the link
@@ -73,6 +73,7 @@ class ServedModel:
         self.plans: dict[str, Any] = {}  # what handlers work out once for each version
         self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
         self.owners: dict[int, Claim] = {}
+        self.retired: Callable[[], None] | None = None  # once the version is gone: called when slots come free
 
     @property
     def in_flight(self) -> int:
@@ -88,6 +89,8 @@ class ServedModel:
         if not 0 < n_items <= self.capacity:
             raise WrongTensor(f"{n_items} items in one request; expected at most {self.capacity}")
         if n_items > len(free):
+            if self.retired is not None:
+                raise ModelNotReady(f"version {self.facts.version} of {self.facts.name!r} has just gone; send it again")
             raise Overloaded(
                 f"model {self.facts.name!r} is overloaded: {self.in_flight} items in flight, room for {self.capacity}"
             )
@@ -155,7 +158,10 @@ class Claim:
         self._released = True
         self._done = None
         if self.unanswered <= 0:
-            self.model.free.extend(reversed(self.slots))
+            model = self.model
+            model.free.extend(reversed(self.slots))
+            if model.retired is not None:
+                model.retired()
 
     def answered(self, status: int, queue_us: int, compute_us: int, batch_size: int) -> None:
         self.unanswered -= 1

@@ -22,6 +22,7 @@ class Engines:
         self._clients = [Client(link, observer, self._change) for link in links]
         self._found: dict[tuple[str, str | None], ServedModel] = {}  # of a single engine, since its last change
         self.table = Table()
+        self.has_controller = False  # then its table is needed too
 
     def connect(self, engine: int, link: Link) -> None:
         """A link to the successor of an engine that is gone."""
@@ -56,7 +57,8 @@ class Engines:
 
     @property
     def loaded(self) -> bool:
-        return any(client.loaded.is_set() for client in self._clients if client.alive)
+        told = self.table.complete or not self.has_controller
+        return told and any(client.loaded.is_set() for client in self._clients if client.alive)
 
     @property
     def failures(self) -> dict[tuple[str, str], str]:

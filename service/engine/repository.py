@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,14 +40,24 @@ from service.engine.gpu import GpuSession
 from service.engine.instance import Instance
 from service.engine.providers import Device, Gpu
 from service.engine.session import RunFailed, Session, UnservableModel
-from service.engine.tune import Setup, batch_sizes, choose_setup, take_setup, unmeasured_setup
+from service.engine.tune import Setup, batch_sizes, choose_setup, planned_setup, take_setup, unmeasured_setup
 from service.engine.tuned import TUNING_FILE, Knobs, TuningError, choose_entry, look_at_machine, read_tuning
 from service.engine.warmup import write_warm_up_items
+from service.lifecycle.catalogue import FoundVersion as FoundVersion
+from service.lifecycle.catalogue import find_versions as find_versions
+from service.lifecycle.messages import Overrides, Plan
 
 log = logging.getLogger(__name__)
 
 _ARENA_BYTES = 1 << 30  # virtual: a page costs memory once it is written
 _MIN_CAPACITY = 16
+# Fields of Overrides that are fields here, and the setting each stands for, where `tuning.json` would decide it.
+_OVERRIDDEN = {
+    "max_batch_size": "batching.max_batch_size",
+    "max_queue_items": "",
+    "instances": "engine.instances",
+    "threads": "engine.threads",
+}
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,6 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class FoundVersion:
-    name: str
-    version: str
-    path: Path
-
-
-@dataclass(frozen=True)
 class LoadedVersion:
     """Ready to serve: loaded, warm, its golden rows replayed.
 
@@ -94,23 +97,18 @@ class LoadedVersion:
     max_queue_delay_us: int | None = None
 
 
-def find_versions(repository: Path) -> list[FoundVersion]:
-    """The newest version of every model, by name. Raises UnservableModel when the repository cannot be read."""
-    try:
-        names = sorted(path for path in repository.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UnservableModel(f"model repository {repository}: {error.strerror}") from error
-    found = []
-    for path in names:
-        versions = [v for v in path.iterdir() if v.is_dir() and v.name.isdecimal() and int(v.name) > 0]
-        if versions:
-            newest = max(versions, key=lambda version: int(version.name))
-            found.append(FoundVersion(path.name, newest.name, newest))
-    return found
+def with_overrides(settings: ModelSettings, overrides: Overrides) -> ModelSettings:
+    """With what a model's own settings file says, which counts as given by hand."""
+    given = {name: value for name in _OVERRIDDEN if (value := getattr(overrides, name)) is not None}
+    by_hand = [_OVERRIDDEN[name] for name in given if _OVERRIDDEN[name]]
+    return replace(settings, **given, by_hand=tuple(dict.fromkeys([*settings.by_hand, *by_hand])))
 
 
-def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
-    """Load, warm up, measure, replay golden rows. Raises UnservableModel with the reason."""
+def load_version(found: FoundVersion, settings: ModelSettings, plan: Plan | None = None) -> LoadedVersion:
+    """Load, warm up, measure, replay golden rows. Raises UnservableModel with the reason.
+
+    plan   how to run it, where its tensors are those of the plan: then nothing is measured
+    """
     begun = time.monotonic()
     manifest, golden = _read_contract(found.path)
     model = found.path / MODEL_FILE
@@ -125,8 +123,11 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     capacity = arena_capacity(first.inputs + first.outputs, batch_axis, settings)
     arena_fd, arena = create_arena(first.inputs, first.outputs, capacity, batch_axis, settings.max_row_bytes)
     tuned = _tuned(found, settings)
+    if plan is not None and (plan.inputs, plan.outputs) != (first.inputs, first.outputs):
+        plan = None
+    largest_batch = min(largest_batch, capacity)
     try:
-        setup = _choose_setup(found, first, arena, golden, batch_axis, min(largest_batch, capacity), settings, tuned)
+        setup = _choose_setup(found, first, arena, golden, batch_axis, largest_batch, settings, tuned, plan)
         for instance in setup.instances:
             if golden is not None and manifest is not None:
                 replay(instance.session, golden, manifest.tolerance, batch_axis)
@@ -159,6 +160,12 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
         seconds=time.monotonic() - begun,
         max_queue_delay_us=tuned.max_queue_delay_us if tuned else None,
     )
+
+
+def plan_of(loaded: LoadedVersion) -> Plan:
+    """How it is run, for another engine or the next version."""
+    setup, facts = loaded.setup, loaded.facts
+    return Plan(len(setup.instances), setup.threads, setup.max_batch_size, setup.rates, facts.inputs, facts.outputs)
 
 
 def open_session(model: Path, settings: ModelSettings, threads: int) -> Session:
@@ -202,8 +209,9 @@ def _choose_setup(
     largest_batch: int,
     settings: ModelSettings,
     tuned: Knobs | None,
+    plan: Plan | None,
 ) -> Setup:
-    """What `tune` found, else by measuring.
+    """What `plan` says, what `tune` found, else by measuring.
 
     What fails on golden rows is refused (RunFailed); what fails on invented items proves nothing.
     """
@@ -226,7 +234,10 @@ def _choose_setup(
     fixed = _fixed_setup(settings)
     try:
         write_warm_up_items(first, arena, golden, batch_axis, largest_batch, settings.max_row_bytes)
-        if tuned:
+        if plan:
+            batch = min(plan.max_batch_size, largest_batch)
+            setup = planned_setup(make_warm, plan.instances, plan.threads, batch, plan.rates)
+        elif tuned:
             beside = batch_sizes(largest_batch) if isinstance(first, GpuSession) else []
             setup = take_setup(make_warm, tuned.instances, tuned.threads, largest_batch, settings.tune_budget_s, beside)
         else:

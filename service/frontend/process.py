@@ -9,6 +9,7 @@ from service.batching.link import Link
 from service.control import Connect, receive
 from service.frontend.http import name_process
 from service.frontend.serve import HttpServer, Say
+from service.lifecycle.frames import Place
 from service.metrics import SharedCounts
 from service.settings import Settings
 
@@ -22,6 +23,7 @@ def run_frontend(
     control: socket.socket,
     say: Say | None,
     succeeds: bool,
+    place: Place,
 ) -> int:
     """Until the supervisor says so, or is gone; the exit status.
 
@@ -31,7 +33,7 @@ def run_frontend(
     name_process()
 
     async def run() -> bool:
-        server = HttpServer(settings, links, counts, number)
+        server = HttpServer(settings, links, counts, number, place)
         loop = asyncio.get_running_loop()
 
         def obey() -> None:

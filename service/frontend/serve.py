@@ -23,6 +23,7 @@ from service.batching.link import Link
 from service.frontend.app import ENDED, Frontend
 from service.frontend.protocol import Protocol
 from service.lifecycle.controls import Controls
+from service.lifecycle.frames import Place
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
 
@@ -41,13 +42,15 @@ Say = Callable[[str], None]
 class HttpServer:
     """Made in the event loop it serves in. Controlled by `leave` and `connect`, from that loop's thread."""
 
-    def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int) -> None:
+    def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int, place: Place) -> None:
         metrics = self._metrics = RequestMetrics(counts, number)
         self._engines = metrics.engines = Engines(links, metrics)
         self._loaded = counts.loaded
         self._number = number
         self._settings = settings
+        self._engines.has_controller = True
         self._controls = Controls(self._engines.apply)
+        self._place = place
         self._frontend = Frontend(self._engines, settings, metrics, self._controls)
         self._server = _Server(
             uvicorn.Config(
@@ -65,11 +68,12 @@ class HttpServer:
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._grpc: GrpcServer | None = None
+        self._connected: asyncio.Task[None] | None = None
 
     async def run(self, listener: socket.socket, say: Say | None, end_with_engines: bool) -> bool:
         """Serve until told to leave. `say` prints where to look, once. False: the engines ended first."""
         port = listener.getsockname()[1]
-        watchers = [asyncio.create_task(self._announce(port, say))]
+        watchers = [asyncio.create_task(self._announce(port, say)), self._connect_controls()]
         if end_with_engines:
             watchers.append(asyncio.create_task(self._end_with_engines()))
         try:
@@ -91,6 +95,7 @@ class HttpServer:
 
     async def until_models_answer(self) -> None:
         """For a while at most. What connects meanwhile waits in the listener's backlog."""
+        self._connect_controls()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await self._engines.any_loaded()
@@ -117,6 +122,11 @@ class HttpServer:
         self._server.should_exit = True
         if self._grpc is not None:
             self._grpc.close()
+
+    def _connect_controls(self) -> asyncio.Task[None]:
+        if self._connected is None:
+            self._connected = asyncio.create_task(self._controls.run(self._place, self._number))
+        return self._connected
 
     async def _start_grpc(self) -> None:
         server = self._settings.server
