@@ -190,11 +190,11 @@ class Supervisor:
         self._signal_sockets = wakeup, signalled
         n_engines, n_frontends = self._n_engines, len(self._listeners)
         self._links = {(e, f): link_pair() for e in range(n_engines) for f in range(n_frontends)}
-        self._start_controller()
         for engine in range(n_engines):
             self._start_engine(engine)
         for frontend in range(n_frontends):
             self._start_frontend(frontend)
+        self._start_controller()
         while self._children:
             self._watch(wakeup)
         return 1 if self._failed else 0
