@@ -184,6 +184,7 @@ def model_metadata_of(engines: Engines, model: ServedModel) -> ModelMetadata:
         outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.outputs],
         parameters={
             "version": facts.version,
+            "aliases": engines.aliases(facts.name),
             "description": facts.description,
             "labels": list(facts.classification.labels) if facts.classification else [],
             "batch_axis": facts.batch_axis,

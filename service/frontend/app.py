@@ -1,10 +1,10 @@
 """The ASGI application of one frontend: the short way for predictions, Litestar for everything else.
 
-    POST /predict/{model}                              ─┐
-    POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
-    POST /v2/models/{model}/versions/{version}/infer    │
-    POST /v1/models/{model}[/versions/{version}]:verb  ─┘
-    anything else                                      ──── Litestar (admin.py, openapi/, …), with the same two headers
+    POST /predict/{model}[/versions/{version}]            ─┐
+    POST /v2/models/{model}[/versions/{version}]/infer     ├─ prepare → run → encode → finish
+    POST /v1/models/{model}[/versions/{version}]:verb      │
+    POST /v1/models/{model}/labels/{label}:verb           ─┘
+    anything else                                         ──── Litestar (admin.py, …), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
@@ -42,6 +42,7 @@ from service.frontend.http import (
 )
 from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
+from service.frontend.sticky import point_for
 from service.frontend.verbs import allowed_methods
 from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, exposition
@@ -103,13 +104,14 @@ class Frontend:
 
     def prepare(self, route: Route, request: Request, body: bytes) -> Prepared | Coroutine[Any, Any, Prepared]:
         """What a whole request comes to: rows to commit. Raises ServiceError."""
-        model = request.model = self._find(route)
+        model = request.model = self._find(route, request, body)
         headers = request.headers
         if b"content-encoding" in headers and (encoding := encoding_of(headers[b"content-encoding"])):
             decompression = Decompression(encoding, body, self._settings.server.max_body_bytes)
             if (whole := decompression.begin()) is None:
                 return self._prepare_long(route, request, decompression)
             body = whole
+            model = request.model = self._find(route, request, body)  # a split may go by the body
         deadline = request.received_at + self._timeout_ns
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
@@ -161,7 +163,7 @@ class Frontend:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
-            request.model = self._find(route)
+            request.model = self._find(route, request, b"")  # to refuse what is not there before the body is read
             server = self._settings.server
             body = await read_body(request.headers, receive, server.max_body_bytes, server.body_timeout_s)
             request.body_at = time.monotonic_ns()
@@ -195,12 +197,16 @@ class Frontend:
         outcome = self.encode(prepared, request)
         return outcome if isinstance(outcome, (Answer, Exception)) else await outcome
 
-    def _find(self, route: Route) -> ServedModel:
+    def _find(self, route: Route, request: Request, body: bytes) -> ServedModel:
+        """Raises Draining, UnknownModel, ModelNotReady."""
         if self.health.state == "closing":
             raise Draining("the server is draining; send the request to another")
+        engines = self._engines
         if route.label is not None:
-            return self._engines.find(route.model, v1.version_with_label(self._engines, route.model, route.label))
-        return self._engines.find(route.model, route.version)
+            return engines.find(route.model, v1.version_with_label(engines, route.model, route.label))
+        if route.version is None and route.model in engines.sticky:
+            return engines.draw(route.model, point_for(engines.sticky[route.model], request.headers, body))
+        return engines.find(route.model, route.version)
 
 
 async def _compress_long(encoding: str, answer: Answer) -> Answer:

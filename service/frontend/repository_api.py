@@ -12,6 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from msgspec import Struct
 
+from service.batching.client import version_key
 from service.batching.engines import Engines
 from service.errors import MalformedRequest, ModelControlOff, NotFound
 from service.frontend.http import decode_json
@@ -25,7 +26,7 @@ class IndexRequest(Struct):
 
 
 class IndexEntry(Struct):
-    """One version. `state` is READY or UNAVAILABLE, with the reason."""
+    """One version. `state` is LOADING, READY, UNLOADING or UNAVAILABLE, with the reason."""
 
     name: str
     version: str
@@ -35,9 +36,9 @@ class IndexEntry(Struct):
 
 def index(engines: Engines, ready_only: bool = False) -> list[IndexEntry]:
     """By name and version."""
-    ready = [IndexEntry(model.facts.name, model.facts.version, "READY", "") for model in engines.models()]
-    failed = [IndexEntry(*version, "UNAVAILABLE", reason) for version, reason in engines.failures.items()]
-    return sorted(ready if ready_only else ready + failed, key=lambda entry: (entry.name, entry.version))
+    entries = [IndexEntry(each.name, each.version, each.state, each.reason) for each in engines.states().values()]
+    wanted = [entry for entry in entries if entry.state == "READY" or not ready_only]
+    return sorted(wanted, key=lambda entry: (entry.name, version_key(entry.version)))
 
 
 def refuse_control(verb: str, model: str) -> ModelControlOff:

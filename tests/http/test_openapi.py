@@ -27,8 +27,8 @@ from service.settings import Settings
 from tests.http.conftest import Serve
 from tests.support.server import Server
 
-# Answered, and no part of the API: the page with its files, other names of what is in it, and what says of a protocol
-# that it is not here: shared memory, labels of versions.
+# Answered, and no part of the API: the page with its files, other names of what is in it (a label may stand in place of
+# a version), and what says of a protocol that it is not here: shared memory.
 NOT_IN_THE_DOCUMENT = {
     *("/", "/docs", "/docs/openapi.json", "/docs/{path}", "/static/swagger-ui/{name}"),
     *("/v1/models/{model_name}/labels/{label}", "/v1/models/{model_name}/labels/{label}/metadata"),
