@@ -4,7 +4,12 @@ One `Routing` for each model that has any; a model without one is answered by it
 versions ("3") or aliases ("canary"); an alias is never a number.
 """
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Part = Annotated[float, Meta(ge=0, le=1)]
+Above0 = Annotated[float, Meta(gt=0)]
 
 
 class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
@@ -14,7 +19,7 @@ class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     target: str
-    sample: float = 1.0
+    sample: Part = 1.0
 
 
 class Guard(Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,11 +32,11 @@ class Guard(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     alias: str = "canary"
-    max_error_rate: float | None = 0.01
-    max_latency_ratio: float | None = None
-    max_disagreement: float | None = None
-    min_requests: int = 100
-    window_s: float = 60.0
+    max_error_rate: Part | None = 0.01
+    max_latency_ratio: Above0 | None = None
+    max_disagreement: Part | None = None
+    min_requests: Annotated[int, Meta(ge=1)] = 100
+    window_s: Above0 = 60.0
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True):
