@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -26,6 +27,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
+
+from service.admin_key import check_reach, read_key
 
 ENV_PREFIX = "SHOAL_"
 _NESTED = "__"
@@ -212,7 +215,7 @@ class Admin(BaseModel, frozen=True, extra="forbid"):
     """Who may load, unload, route, set the log level and drain, by request."""
 
     port: Annotated[
-        int | None, Field(ge=0, le=65535, description="A port for the admin API alone, 0 takes a free one.")
+        int | None, Field(ge=0, le=65535, description="A port with the admin API beside all else; 0 takes a free one.")
     ] = None
     host: Annotated[str, Field(description="Address of that port.")] = "127.0.0.1"
     public: Annotated[bool, Field(description="The admin API is on the public port too. Needs a key.")] = False
@@ -220,6 +223,11 @@ class Admin(BaseModel, frozen=True, extra="forbid"):
         SecretStr | None, Field(description="What clients send as `Authorization: Bearer`; rather in the environment.")
     ] = None
     key_file: Annotated[Path | None, Field(description="A file that holds the key.")] = None
+
+    @cached_property
+    def secret(self) -> SecretStr | None:
+        """The key, as it was when first asked for. Raises ValueError."""
+        return read_key(self.key, self.key_file)
 
 
 class Cache(BaseModel, frozen=True, extra="forbid"):
@@ -285,6 +293,8 @@ class Settings(BaseSettings):
                 f"server.frontends ({self.server.frontends}) is larger than batching.max_queue_items "
                 f"({batching.max_queue_items}), of which each has its share"
             )
+        admin, ports = self.admin, (self.server.port, self.server.grpc_port)
+        check_reach(admin.secret is not None, admin.host, admin.port, admin.public, ports)
         if self.engine.fp16 and self.engine.device != "tensorrt":
             raise ValueError(
                 f"engine.fp16 needs engine.device tensorrt, not {self.engine.device}: onnxruntime's other providers "
@@ -329,10 +339,8 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
 
 # What `tune` decides for a model; given by hand from any source, it is left alone.
 _TUNED = (
-    ("engine", "instances"),
-    ("engine", "threads"),
-    ("batching", "max_batch_size"),
-    ("batching", "max_queue_delay_us"),
+    *(("engine", "instances"), ("engine", "threads")),
+    *(("batching", "max_batch_size"), ("batching", "max_queue_delay_us")),
 )
 
 
@@ -394,4 +402,4 @@ def _explain(error: ErrorDetails, flags: Sequence[str], config: Path | None) -> 
         source = f"{config}: {'.'.join(path)}"
     if error["type"] == "extra_forbidden":
         return f"{source}: no such setting"
-    return f"{source}: {error['msg']}, not {error['input']!r}"
+    return f"{source}: {error['msg']}" + ("" if path == ["admin", "key"] else f", not {error['input']!r}")

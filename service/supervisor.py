@@ -62,10 +62,11 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     require_grpc(settings)
     with settled_grpc_port(settings) as settings:
         n_frontends = frontend_count(settings)
+        listeners = listen(settings.server.host, settings.server.port, max(1, n_frontends))
+        admin, settings = listen_for_admin(settings, max(1, n_frontends))
         if n_frontends == 0:
-            return _serve_in_one_process(settings, listen(settings.server.host, settings.server.port, 1)[0], say)
-        listeners = listen(settings.server.host, settings.server.port, n_frontends)
-        return Supervisor(settings, listeners, say).run()
+            return _serve_in_one_process(settings, [*listeners, *admin], say)
+        return Supervisor(settings, listeners, admin, say).run()
 
 
 def frontend_count(settings: Settings) -> int:
@@ -92,7 +93,7 @@ def require_device(settings: Settings) -> None:
         )
 
 
-def listen(host: str, port: int, n: int) -> list[socket.socket]:
+def listen(host: str, port: int, n: int, flag: str = "--port") -> list[socket.socket]:
     """`n` sockets on one port, between which the kernel spreads connections. Raises StartError."""
     listeners: list[socket.socket] = []
     try:
@@ -108,9 +109,19 @@ def listen(host: str, port: int, n: int) -> list[socket.socket]:
             listener.listen(_BACKLOG)
     except OSError as error:
         raise StartError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {flag}"
         ) from error
     return listeners
+
+
+def listen_for_admin(settings: Settings, n: int) -> tuple[list[socket.socket], Settings]:
+    """As `listen`, or none; and the settings with the port that `admin.port` turned out to be. Raises StartError."""
+    admin = settings.admin
+    if admin.port is None:
+        return [], settings
+    listeners = listen(admin.host, admin.port, n, "--admin.port")
+    admin = admin.model_copy(update={"port": listeners[0].getsockname()[1]})
+    return listeners, settings.model_copy(update={"admin": admin})
 
 
 def require_grpc(settings: Settings) -> None:
@@ -165,9 +176,16 @@ class _Child:
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, listeners: list[socket.socket], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: list[socket.socket],
+        admin: list[socket.socket],
+        say: Callable[[str], None],
+    ) -> None:
         self._settings = settings
         self._listeners = listeners
+        self._admin = admin  # one for each frontend too, or none
         self._say: Callable[[str], None] | None = say
         self._n_engines = engine_count(settings)
         self._counts = SharedCounts(len(listeners))
@@ -217,7 +235,7 @@ class Supervisor:
     def _drain(self) -> None:
         """One step towards the end: the frontends leave, a second time at once, a third time without waiting."""
         self._draining = True
-        for listener in self._listeners:  # while one of us has it open, the kernel goes on accepting
+        for listener in (*self._listeners, *self._admin):  # while one of us has it open, the kernel goes on accepting
             listener.close()
         frontends = [child for child in self._children.values() if child.role == "frontend"]
         for child in frontends:
@@ -307,18 +325,19 @@ class Supervisor:
 
     def _start_frontend(self, number: int) -> None:
         links = [ends[0] for (_, frontend), ends in sorted(self._links.items()) if frontend == number]
+        listeners = [self._listeners[number], *self._admin[number : number + 1]]
         say, self._say = (self._say, None) if number == 0 else (None, self._say)
 
         def body(control: socket.socket) -> int:
             from service.frontend.process import run_frontend
 
             return run_frontend(
-                *(self._settings, number, self._listeners[number], links, self._counts, control, say),
+                *(self._settings, number, listeners, links, self._counts, control, say),
                 succeeds=bool(self._deaths),
                 place=self._place,
             )
 
-        self._fork("frontend", number, body, {*links, self._listeners[number]})
+        self._fork("frontend", number, body, {*links, *listeners})
 
     def _fork(
         self, role: Role, number: int, body: Callable[[socket.socket], int], mine: set[Link | socket.socket]
@@ -330,7 +349,7 @@ class Supervisor:
             ours.close()
             self._be_child(f"{role} {number}", lambda: body(theirs), mine)
         theirs.close()
-        for link in mine - {*self._listeners, self._place.listener}:
+        for link in mine - {*self._listeners, *self._admin, self._place.listener}:
             link.close()
         self._children[role, number] = _Child(role, number, pid, os.pidfd_open(pid), ours)
 
@@ -341,7 +360,7 @@ class Supervisor:
             for number in _SIGNALS:  # a terminal sends them to all its processes; the supervisor decides
                 signal.signal(number, signal.SIG_IGN)
             others: list[Link | socket.socket] = [end for ends in self._links.values() for end in ends]
-            others += [*self._signal_sockets, *self._listeners, self._place.listener]
+            others += [*self._signal_sockets, *self._listeners, *self._admin, self._place.listener]
             others += [child.control for child in self._children.values()]
             for end in others:
                 if end not in mine:
@@ -359,7 +378,7 @@ class Supervisor:
 # ── one process ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _serve_in_one_process(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
+def _serve_in_one_process(settings: Settings, listeners: list[socket.socket], say: Callable[[str], None]) -> int:
     import uvloop
 
     from service.controller.controller import Controller
@@ -376,7 +395,7 @@ def _serve_in_one_process(settings: Settings, listener: socket.socket, say: Call
         engine.start()
         controller = asyncio.create_task(Controller(settings, 1, place, counts).run())
         try:
-            return await server.run(listener, say, end_with_engines=True)
+            return await server.run(listeners, say, end_with_engines=True)
         finally:
             controller.cancel()
             await asyncio.to_thread(engine.stop)

@@ -13,7 +13,7 @@ comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from typing import Any
@@ -21,13 +21,25 @@ from typing import Any
 from litestar import Litestar, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, ValidationException
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
-from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
-from service.frontend import admin, fixed, infer, model_config, predict, repository_api, statistics, v1, v1_status
+from service.errors import Draining, EngineError, MalformedRequest, MethodNotAllowed, NotFound, ServiceError
+from service.frontend import (
+    admin,
+    admin_api,
+    fixed,
+    infer,
+    model_config,
+    predict,
+    repository_api,
+    statistics,
+    v1,
+    v1_status,
+)
+from service.frontend.auth import Access
 from service.frontend.compression import INLINE_BYTES, Decompression, compress, encoding_of, wanted_encoding
 from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
@@ -57,10 +69,22 @@ ENDED = Draining("the server is draining and ended before this was answered; sen
 
 
 class Frontend:
-    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
+    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change.
 
-    def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics, controls: Controls) -> None:
+    drain   begins the end of the whole service
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        settings: Settings,
+        metrics: RequestMetrics,
+        controls: Controls,
+        drain: Callable[[], None] = lambda: None,
+    ) -> None:
         self.health = admin.Health()
+        self.access = Access(settings.admin)
+        self.controls = controls
         self.body_timeout_s = settings.server.body_timeout_s
         self._timeout_ns = settings.server.request_timeout_ms * 1_000_000
         self._engines = engines
@@ -73,6 +97,8 @@ class Frontend:
                 "metrics": metrics,
                 "settings": settings,
                 "controls": controls,
+                "access": self.access,
+                "drain": drain,
             }
         )
         self._litestar = _litestar(state)
@@ -84,6 +110,8 @@ class Frontend:
             return
         match scope["path"].split("/"):
             case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
+                await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
+            case _ if _is_admin(scope["path"]) and not self.access.offered(scope["server"]):  # whatever the method
                 await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
             case ["", "v1", "models", *_, last] if ":" in last:
                 verbs = ", ".join(f":{verb}" for verb in V1_VERBS)
@@ -209,6 +237,11 @@ class Frontend:
         return engines.find(route.model, route.version)
 
 
+def _is_admin(path: str) -> bool:
+    """As Litestar reads it, to which several slashes are one."""
+    return path.lstrip("/").partition("/")[0] == "admin"
+
+
 async def _compress_long(encoding: str, answer: Answer) -> Answer:
     return await asyncio.get_running_loop().run_in_executor(_large_bodies, compress, encoding, answer)
 
@@ -242,6 +275,7 @@ def _litestar(state: State) -> Litestar:
             model_config.config,
             *(statistics.all_statistics, statistics.model_statistics),
             *repository_api.HANDLERS,
+            admin_api.ROUTER,
             *(fixed.get_logging, fixed.post_logging, fixed.get_trace, fixed.post_trace),
             *(fixed.get_model_trace, fixed.post_model_trace),
             *(fixed.shared_memory("system"), fixed.shared_memory("cuda")),
@@ -266,6 +300,8 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
             known = NotFound(f"no such path: {request.url.path}; see /docs")
         case MethodNotAllowedException():
             known = MethodNotAllowed(request.method, allowed_methods(request.app, request.url.path))
+        case ValidationException(extra=[*faults]):
+            known = MalformedRequest("; ".join(_fault(fault) for fault in faults))
         case HTTPException(status_code=status, detail=detail) if status < 500:
             return Response(error_body(detail), status_code=status, media_type="application/json")
         case _:
@@ -274,6 +310,11 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
     return Response(
         error_body(str(known)), status_code=known.status, media_type="application/json", headers=dict(known.headers)
     )
+
+
+def _fault(fault: Any) -> str:  # Any: Litestar's own
+    """The field and what was expected."""
+    return ": ".join(fault[part] for part in ("key", "message") if fault.get(part))
 
 
 def _with_headers(send: Send, request: Request, health: admin.Health) -> Send:

@@ -11,9 +11,9 @@ from collections.abc import Collection
 from hashlib import blake2b
 from itertools import accumulate
 from math import fsum, inf, isfinite
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from service.errors import VersionInUse
@@ -29,6 +29,9 @@ _VERSION = re.compile(r"[1-9][0-9]*")
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 _STICKY = re.compile(r"|body|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name: RFC 9110 §5.6.2
 
+Part = Annotated[float, Meta(ge=0, le=1)]
+Above0 = Annotated[float, Meta(gt=0)]
+
 
 class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
     """Requests are repeated on `target`, whose answers are compared and thrown away.
@@ -37,7 +40,7 @@ class Shadow(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     target: str
-    sample: float = 1.0
+    sample: Part = 1.0
 
 
 class Guard(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,11 +53,11 @@ class Guard(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     alias: str = "canary"
-    max_error_rate: float | None = 0.01
-    max_latency_ratio: float | None = None
-    max_disagreement: float | None = None
-    min_requests: int = 100
-    window_s: float = 60.0
+    max_error_rate: Part | None = 0.01
+    max_latency_ratio: Above0 | None = None
+    max_disagreement: Part | None = None
+    min_requests: Annotated[int, Meta(ge=1)] = 100
+    window_s: Above0 = 60.0
 
 
 class Routing(Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,8 +12,9 @@ answered; `finished` waits for that.
 """
 
 import asyncio
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ from service.batching.claim import ServedModel
 from service.batching.engines import Engines
 from service.errors import DeadlineExceeded, Draining, ServiceError
 from service.frontend.app import Frontend, refusal
-from service.frontend.grpc.calls import HEALTH_SERVICE, SERVICE, Calls
+from service.frontend.grpc.calls import HEALTH_SERVICE, SERVICE, Calls, Metadata
 from service.frontend.grpc.codes import abort, read
 from service.frontend.grpc.health_pb2 import DESCRIPTOR as HEALTH
 from service.frontend.grpc.infer import Write, prepare, streamed, unary
@@ -61,7 +62,7 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", _MOST_CALLS),
             )
         )
-        calls = Calls(engines, frontend.health, settings, metrics)
+        calls = Calls(engines, frontend.health, settings, metrics, frontend.access, frontend.controls)
         for service, methods in ((SERVICE, OPEN_INFERENCE), (HEALTH_SERVICE, HEALTH)):
             described = methods.services_by_name[service.rpartition(".")[2]].methods
             handlers = {method.name: self._handler(method, calls) for method in described}
@@ -167,7 +168,8 @@ class GrpcServer:
         if method.name == "ModelStreamInfer":
             return grpc.stream_stream_rpc_method_handler(self._stream)
         answer = getattr(calls, _snake(method.name))
-        return grpc.unary_unary_rpc_method_handler(partial(_call, answer, method.input_type._concrete_class))
+        call = _ask if inspect.iscoroutinefunction(answer) else _call
+        return grpc.unary_unary_rpc_method_handler(partial(call, answer, method.input_type._concrete_class))
 
 
 async def _call(answer: Callable[[Any], Any], kind: type[Any], data: bytes, context: Context) -> bytes | None:
@@ -182,6 +184,19 @@ def _headers(context: Context) -> dict[bytes, bytes]:
     """A call's metadata. Names are in lower case; the values of those that end in -bin are bytes already."""
     metadata = context.invocation_metadata() or ()
     return {key.encode(): value if isinstance(value, bytes) else value.encode() for key, value in metadata}
+
+
+async def _ask(
+    answer: Callable[[Any, Metadata], Awaitable[Any]], kind: type[Any], data: bytes, context: Context
+) -> bytes | None:
+    """A call that takes a while, and minds who asks."""
+    metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    try:
+        answered = await answer(read(kind, data), metadata)
+        return answered.SerializeToString()  # type: ignore[no-any-return]
+    except ServiceError as error:
+        await abort(context, error)
+        return None
 
 
 def _snake(name: str) -> str:

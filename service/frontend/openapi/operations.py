@@ -62,10 +62,13 @@ def add_optional_bodies(document: OpenAPI) -> None:
     """Of handlers that read an optional body themselves, so that Litestar cannot describe it."""
     schemas = document.components.schemas
     trace = _part_of(schemas["TraceSettings"])
+    control = Schema(type=OpenAPIType.OBJECT, properties={"parameters": Schema(type=OpenAPIType.OBJECT)})
     bodies = {
         "/v2/repository/index": Schema(
             type=OpenAPIType.OBJECT, properties={"ready": Schema(type=OpenAPIType.BOOLEAN, default=False)}
         ),
+        "/v2/repository/models/{model_name}/load": control,
+        "/v2/repository/models/{model_name}/unload": control,
         "/v2/logging": _part_of(schemas["LogSettings"]),
         "/v2/trace/setting": trace,
         "/v2/models/{model_name}/trace/setting": trace,
