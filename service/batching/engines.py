@@ -44,6 +44,12 @@ class Engines:
         self.sticky = {name: routing.sticky for name, routing in table.routing.items() if routing.split}
         self._change()
 
+    def holds(self, table: Table) -> bool:
+        """Whether every version that it says is ready is, on all engines that are there."""
+        ready = {(each.name, each.version) for each in table.versions if each.state == "READY"}
+        alive = [client for client in self._clients if client.alive]
+        return all(ready <= {(model.facts.name, model.facts.version) for model in client.models()} for client in alive)
+
     def close(self) -> None:
         """Leave all links. Requests in flight fail with EngineDied."""
         for client in self._clients:

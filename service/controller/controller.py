@@ -373,6 +373,7 @@ class Controller:
         try:
             async with self._change:
                 await self._do(ask.command)
+                await self._peers.until_told(self._table.generation)
         except ServiceError as error:
             return Reply(ask.id, type(error).__name__, str(error))
         except ValueError as error:

@@ -5,6 +5,7 @@ answered. A frontend is told the whole table at each change.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -25,11 +26,14 @@ from service.lifecycle.messages import (
     Serving,
     Table,
     ToController,
+    Told,
     Unload,
     Unloaded,
 )
 
 log = logging.getLogger(__name__)
+
+_PATIENCE_S = 2.0
 
 
 class EngineLost(Exception):
@@ -80,6 +84,14 @@ class EnginePeer:
             del self._pending[number]
 
 
+class FrontendPeer:
+    """`told`: the generation of the table that it answers by."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.told = 0
+
+
 class Peers:
     """Everybody who is connected, in the event loop's thread.
 
@@ -96,7 +108,7 @@ class Peers:
         asked: Callable[[Ask], Awaitable[Struct]],
     ) -> None:
         self.engines: dict[int, EnginePeer] = {}
-        self.frontends: dict[int, asyncio.StreamWriter] = {}
+        self.frontends: dict[int, FrontendPeer] = {}
         self.changed = asyncio.Event()
         self._place = place
         self._engine_came = engine_came
@@ -118,8 +130,16 @@ class Peers:
 
     def tell_frontends(self, message: Struct) -> None:
         data = frame(message)
-        for writer in self.frontends.values():
-            writer.write(data)
+        for frontend in self.frontends.values():
+            frontend.writer.write(data)
+
+    async def until_told(self, generation: int) -> None:
+        """Until every frontend answers by this table; one that has gone, or hangs, is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                while any(frontend.told < generation for frontend in self.frontends.values()):
+                    self.changed.clear()
+                    await self.changed.wait()
 
     async def _serve(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=connection)
@@ -154,17 +174,21 @@ class Peers:
             self.changed.set()
 
     async def _serve_frontend(self, hello: Hello, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.frontends[hello.number] = writer
+        frontend = self.frontends[hello.number] = FrontendPeer(writer)
         self._frontend_came(hello.table)
         self.changed.set()
         try:
             while True:
                 message: ToController = await receive(reader, ToController)  # type: ignore[arg-type]  # a union
-                if isinstance(message, Ask):
+                if isinstance(message, Told):
+                    frontend.told = message.generation
+                    self.changed.set()
+                elif isinstance(message, Ask):
                     self.keep(asyncio.create_task(self._reply(message, writer)))
         finally:
-            if self.frontends.get(hello.number) is writer:
+            if self.frontends.get(hello.number) is frontend:
                 del self.frontends[hello.number]
+            self.changed.set()
 
     async def _reply(self, ask: Ask, writer: asyncio.StreamWriter) -> None:
         writer.write(frame(await self._asked(ask)))

@@ -10,10 +10,8 @@ Change = MoveAlias | SetSplit | SetShadow | SetGuard | Promote
 
 def changed(before: Routing, change: Change) -> Routing:
     match change:
-        case MoveAlias(alias=alias, version=None):
-            return without_alias(before, alias)
-        case MoveAlias(alias=alias, version=str(version)):
-            return move_alias(before, alias, version)
+        case MoveAlias(alias=alias, version=version):
+            return without_alias(before, alias) if version is None else move_alias(before, alias, version)
         case SetSplit(split=split, sticky=sticky):
             return set_split(before, split, sticky)
         case SetShadow(shadow=shadow):

@@ -60,7 +60,7 @@ class HttpServer:
         self._number = number
         self._settings = settings
         self._engines.has_controller = True
-        self._controls = Controls(self._engines.apply)
+        self._controls = Controls(self._engines.apply, self._engines.holds)
         self._place = place
         self._frontend = Frontend(self._engines, settings, metrics, self._controls, drain or self.leave)
         self._server = _Server(

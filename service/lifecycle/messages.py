@@ -1,7 +1,7 @@
 """What goes between the controller and the processes around it: JSON in frames of a known length.
 
     engine   → controller   Hello, Loaded, Refused, Unloaded     controller → engine     Load, Unload, AllLoaded, SetLog
-    frontend → controller   Hello, Ask                           controller → frontend   Table, Reply, SetLog
+    frontend → controller   Hello, Ask, Told                     controller → frontend   Table, Reply, SetLog
 
 Everybody connects to the controller, says who it is, and what it was told last: so a controller that takes the place of
 one that died goes on from there.
@@ -199,6 +199,12 @@ class Ask(Struct, frozen=True, tag=True):
     command: Command
 
 
+class Told(Struct, frozen=True, tag=True):
+    """A frontend answers by this table from now on, with every version that it says is ready."""
+
+    generation: int
+
+
 # ── to the load gate and back (service/engine/preflight.py) ──────────────────────────────────────────────────────────
 
 
@@ -240,5 +246,5 @@ class Hello(Struct, frozen=True, tag=True):
     table: Table | None = None
 
 
-ToController = Hello | Loaded | Refused | Unloaded | Ask
+ToController = Hello | Loaded | Refused | Unloaded | Ask | Told
 FromController = Load | Unload | AllLoaded | SetLog | Table | Reply

@@ -113,7 +113,7 @@ def start(tmp_path: Path) -> Start:
         engine = Engine(Orders(place, 0, loaded_as), loaded_as, 0, {0: theirs})
         engines = Engines([ours])
         engines.has_controller = True
-        controls = Controls(engines.apply)
+        controls = Controls(engines.apply, engines.holds)
         engine.start()
         connected = asyncio.create_task(controls.run(place, 0))
         controller = asyncio.create_task(Controller(settings, 1, place, SharedCounts(1)).run())
