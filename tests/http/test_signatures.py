@@ -79,7 +79,7 @@ def test_keys_that_cannot_be_used_end_the_start_and_name_the_flag(
         path.write_bytes(content)
     with starting_server(*FAST_START, "--repository", str(models), "--require-signature", str(path)) as (server, _):
         assert server.wait() == 2
-        assert server.log() == f"settings: --require-signature {path}: {reason}" + server.log().partition(reason)[2]
+        assert server.log().startswith(f"settings: --require-signature {path}: {reason}")
         assert server.log().count("\n") == 1
 
 
