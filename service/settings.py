@@ -196,7 +196,10 @@ class Control(BaseModel, frozen=True, extra="forbid"):
     ] = 30.0
     require_signature: Annotated[
         Path | None,
-        Field(description="A file of Ed25519 public keys; only versions signed with one of them are served."),
+        Field(
+            description="A file of Ed25519 public keys as OpenSSH writes them, one a line; only versions signed with "
+            "one of them are served. Needs the extra `sign`."
+        ),
     ] = None
     when_memory_is_short: Annotated[
         Literal["refuse", "in_place"],
@@ -321,7 +324,7 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
                 "server.port": "port",
                 "server.host": "host",
                 "server.frontends": "frontends",
-                "control.require_signature": "require-signature",
+                "control.require-signature": "require-signature",
             },
             _cli_avoid_json=True,
             _cli_hide_none_type=True,

@@ -36,6 +36,7 @@ from service.log import configure_logging
 from service.machine import available_cores, cuda_devices
 from service.metrics import SharedCounts
 from service.settings import Settings
+from service.trust import trusted_keys
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,13 @@ class StartError(Exception):
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
-    """Run until a signal ends it; the exit status. `say` prints where to look. Raises StartError."""
+    """Run until a signal ends it; the exit status. `say` prints where to look. Raises StartError, SettingsError."""
     configure_logging(settings.logging)
     if not settings.repository.is_dir():
         raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
     require_device(settings)
     require_grpc(settings)
+    trusted_keys(settings.control.require_signature)  # read before anybody is forked
     with settled_grpc_port(settings) as settings:
         n_frontends = frontend_count(settings)
         listeners = listen(settings.server.host, settings.server.port, max(1, n_frontends))

@@ -2,8 +2,9 @@
 
     <repository>/<name>/<version>/model.onnx      version: a positive integer; the highest of each name is served
 
-A version with a manifest is held to it: digests, then signature, then its golden rows replayed on this device within
-the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is served from what the file itself says.
+A version with a manifest is held to it: signature and digests (contract.py), its tensors, then its golden rows replayed
+on this device within the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is served from what the
+file itself says.
 Models without a batch axis, and those whose items turn out not to be independent, run item by item.
 Whatever goes wrong is an UnservableModel with the reason; one bad version never keeps the others from serving.
 """
@@ -11,30 +12,24 @@ Whatever goes wrong is an UnservableModel with the reason; one bad version never
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from models.manifest import (
-    GOLDEN_FILE,
-    MANIFEST_FILE,
     MODEL_FILE,
     Golden,
-    ImageInput,
     Manifest,
-    ManifestError,
     TensorInput,
     TensorSpec,
-    check_files,
     digest_file,
-    read_golden,
-    read_manifest,
 )
 from service.batching.arena import Arena, ShapedRegion, create_arena, stride_bytes
 from service.batching.link import ModelFacts
 from service.engine.batch_axis import try_batch
 from service.engine.bound import BoundInstance, can_bind
+from service.engine.contract import check_tensors, read_contract
 from service.engine.golden import check_golden, replay, row_count
 from service.engine.gpu import GpuSession
 from service.engine.instance import Instance
@@ -65,6 +60,7 @@ class ModelSettings:
     """How versions are loaded, for all models alike. None: find out by measuring.
 
     by_hand   names of the settings that were given and that `tuning.json` would decide; any of them puts it aside
+    trusted_keys   Ed25519 public keys by fingerprint, one of which must have signed a version; None: nobody need have
     """
 
     device: Device
@@ -77,6 +73,7 @@ class ModelSettings:
     tune_budget_s: float
     by_hand: tuple[str, ...] = ()
     gpu: Gpu = field(default_factory=Gpu)  # where device is not the CPU
+    trusted_keys: Mapping[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,13 +107,13 @@ def load_version(found: FoundVersion, settings: ModelSettings, plan: Plan | None
     plan   how to run it, where its tensors are those of the plan: then nothing is measured
     """
     begun = time.monotonic()
-    manifest, golden = _read_contract(found.path)
+    manifest, golden = read_contract(found.path, found.name, found.version, settings.trusted_keys)
     model = found.path / MODEL_FILE
     if not model.is_file():
         raise UnservableModel(f"{MODEL_FILE} is missing")
     first = open_session(model, settings, settings.threads or 1)
     if manifest is not None:
-        _check_signature(first, manifest)
+        check_tensors(first, manifest)
     if golden is not None:
         check_golden(first, golden, first.batch_axis_by_name)
     batch_axis, largest_batch = _batching(found, first, manifest, golden, settings)
@@ -259,44 +256,6 @@ def _choose_setup(
 def _shapes(inputs: Sequence[ShapedRegion], slot: int) -> Hashable:
     """What items must have in common to share a batch."""
     return tuple(region.shape(slot) for region in inputs)
-
-
-def _read_contract(path: Path) -> tuple[Manifest | None, Golden | None]:
-    if not (path / MANIFEST_FILE).exists():
-        return None, None
-    try:
-        manifest = read_manifest(path)
-        check_files(path, manifest)
-        golden = read_golden(path) if GOLDEN_FILE in manifest.files else None
-    except ManifestError as error:
-        raise UnservableModel(str(error)) from error
-    return manifest, golden
-
-
-def _check_signature(session: Session, manifest: Manifest) -> None:
-    for side, found, listed in (
-        ("inputs", session.inputs, manifest.inputs),
-        ("outputs", session.outputs, manifest.outputs),
-    ):
-        if found != listed:
-            raise UnservableModel(f"{MANIFEST_FILE}: {side} {list(listed)} are not those of the file: {list(found)}")
-    if not session.batch_axis_by_name and (manifest.classification or isinstance(manifest.input, ImageInput)):
-        raise UnservableModel(
-            f"{MANIFEST_FILE}: images and labels need a batch; the first dimension of every tensor must be variable"
-        )
-    match manifest.input:
-        case ImageInput(height=height, width=width, channels=channels):
-            expected = (-1, height, width, channels)
-            if len(session.inputs) != 1 or session.inputs[0].shape != expected or session.inputs[0].datatype != "UINT8":
-                raise UnservableModel(f"{MANIFEST_FILE}: input: an image model takes one UINT8 {list(expected)} tensor")
-    if (labelled := manifest.classification) is not None:
-        scores = next((spec for spec in session.outputs if spec.name == labelled.output), None)
-        wanted = (-1, len(labelled.labels))
-        if scores is None or scores.shape != wanted or scores.datatype in ("BF16", "BYTES"):
-            raise UnservableModel(
-                f"{MANIFEST_FILE}: classification: output {labelled.output!r} with {len(labelled.labels)} labels "
-                f"does not fit the file's outputs {list(session.outputs)}"
-            )
 
 
 def _tuned(found: FoundVersion, settings: ModelSettings) -> Knobs | None:

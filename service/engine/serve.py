@@ -13,10 +13,11 @@ from service.engine.session import default_device
 from service.lifecycle.frames import Place
 from service.machine import available_cores, cuda_devices
 from service.settings import Settings, settings_by_hand
+from service.trust import trusted_keys
 
 
 def model_settings(settings: Settings, number: int = 0) -> ModelSettings:
-    """For engine `number`: it has the device of that number, and those beyond the last share."""
+    """For engine `number`: it has the device of that number, and those beyond the last share. Raises SettingsError."""
     engine = settings.engine
     return ModelSettings(
         device=default_device() if engine.device == "auto" else engine.device,
@@ -28,6 +29,7 @@ def model_settings(settings: Settings, number: int = 0) -> ModelSettings:
         threads=settings.engine.threads,
         tune_budget_s=settings.engine.tune_budget_s,
         by_hand=settings_by_hand(settings),
+        trusted_keys=trusted_keys(settings.control.require_signature),
         gpu=Gpu(
             number=number % max(1, len(cuda_devices())),
             cuda_graphs=engine.cuda_graphs,
