@@ -46,6 +46,9 @@ class Observer:
     def of(self, facts: ModelFacts) -> ModelObserver:
         return ModelObserver()
 
+    def gone(self, facts: ModelFacts) -> None:
+        """No request of this copy of the version is left, and none will come."""
+
 
 class Client:
     """Of one frontend to one engine. Models appear and go as the engine says.
@@ -200,6 +203,7 @@ class Client:
             self._sweep_timer.cancel()
         for model in self._by_index.values():
             model.observer.in_flight(0)
+            self._observer.gone(model.facts)
             for claim in list(model.owners.values()):
                 claim.unanswered = 0
                 claim.fail(EngineDied(f"{reason}; the request may be sent again"))
