@@ -5,6 +5,7 @@ the rate that the engine measured. An engine that dies is absent until the super
 """
 
 import asyncio
+from collections.abc import Callable
 
 from service.batching.claim import ServedModel
 from service.batching.client import Client, Observer, version_key
@@ -22,6 +23,7 @@ class Engines:
         self._clients = [Client(link, observer, self._change) for link in links]
         self._found: dict[tuple[str, str | None], ServedModel] = {}  # of a single engine, since its last change
         self.table = Table()
+        self.watchers: list[Callable[[], None]] = []  # called when models or the table have changed
 
     def connect(self, engine: int, link: Link) -> None:
         """A link to the successor of an engine that is gone."""
@@ -120,6 +122,8 @@ class Engines:
     def _change(self) -> None:
         self._found.clear()
         self._changed.set()
+        for changed in self.watchers:
+            changed()
 
     def _absent(self, name: str, version: str | None) -> UnknownModel | ModelNotReady:
         """Say why there is no such model: loading, refused, or never heard of."""
