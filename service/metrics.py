@@ -1,19 +1,24 @@
 """What the frontends count, and how Prometheus sees it.
 
-Counts are 64-bit cells in memory that all frontends share, one region for each, made before they start. A frontend
-adds to cells of its own region alone, so there is no lock, and whichever frontend is scraped sums over all regions: no
-files, and what a frontend counted survives it. On the way of a request a count is one addition and a histogram a
-bisection.
+Counts are 64-bit cells in memory that all frontends share, one region for each, made before they start
+(`service/entries.py`). A frontend adds to cells of its own region alone, so there is no lock, and whichever frontend is
+scraped sums over all regions: no files, and what a frontend counted survives it. On the way of a request a count is one
+addition and a histogram a bisection.
 
-    region of a frontend: entry "" │ entry mnist 3 │ entry cifar10 2 │ …      an entry: its key, then its cells:
+    region of a frontend: entry "" │ entry mnist 3 │ entry cifar10 2 │ …      cells of an entry:
     requests by status │ histograms request, queue, compute [µs] and batch size [items] │ items in flight │ totals of
-    the requests [µs, decode and encode ns] │ last answer [ms since 1970] │ batches and their compute [µs] by size
+    the requests [µs, decode and encode ns] │ last answer [ms since 1970] │ what a shadow compared, and how it came out
+    │ batches and their compute [µs] by size
+
+An entry is a version's for as long as it is served, and after it until another version finds no free one.
 
 `RequestMetrics.collect` makes prometheus-client families of them. Labels are bounded: a model that does not exist
 is "".
 The table in docs/operations.md is compared with what is exposed (tests/architecture/test_docs.py).
 """
 
+import itertools
+import logging
 import mmap
 import time
 from bisect import bisect_left
@@ -21,14 +26,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from service.batching.claim import ModelObserver, Timings
+from service import shadow_metrics
+from service.batching.claim import ModelObserver, SkipReason, Timings
 from service.batching.client import Observer
 from service.batching.engines import Engines
 from service.batching.link import ModelFacts
+from service.entries import Entries
+from service.histogram import Histogram, family, observe
+from service.lifecycle.guard import Snapshot
+
+log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # model, version
 
@@ -38,70 +49,43 @@ _MICROSECONDS = (
     *(1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000),
 )
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_FAULT = 400  # statuses from here on
+_FAULT, _OUR_FAULT = 400, 500  # statuses from here on
 _STATUSES = (200, 400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 429, 500, 501, 503, 504)
 _CELL_OF_STATUS = {status: i for i, status in enumerate(_STATUSES)}
 
 
-class _Histogram(NamedTuple):
-    """Cells from `first` on: a count for each bound (inclusive, as Prometheus has it), one beyond the last, the sum."""
-
-    first: int
-    bounds: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.bounds) + 2
-
-
-_REQUEST = _Histogram(len(_STATUSES), _MICROSECONDS)
-_QUEUE = _Histogram(_REQUEST.end, _MICROSECONDS)
-_COMPUTE = _Histogram(_QUEUE.end, _MICROSECONDS)
-_BATCH = _Histogram(_COMPUTE.end, _ITEMS)
+_REQUEST = Histogram(len(_STATUSES), _MICROSECONDS)
+_QUEUE = Histogram(_REQUEST.end, _MICROSECONDS)
+_COMPUTE = Histogram(_QUEUE.end, _MICROSECONDS)
+_BATCH = Histogram(_COMPUTE.end, _ITEMS)
 _IN_FLIGHT = _BATCH.end
 # Once for each request: names of the module, as a tuple's fields take twice as long to look up.
 _REQUEST_FIRST, _REQUEST_SUM = _REQUEST.first, _REQUEST.end - 1
 _QUEUE_FIRST, _QUEUE_SUM = _QUEUE.first, _QUEUE.end - 1
 _QUEUE_US, _COMPUTE_US, _DECODE_NS, _ENCODE_NS, _FAILED_US = range(_IN_FLIGHT + 1, _IN_FLIGHT + 6)
 _LAST_MS = _FAILED_US + 1
-_N_CELLS = _LAST_MS + 1
+_SHADOW = _LAST_MS + 1
+_N_CELLS = _SHADOW + shadow_metrics.N_CELLS
 _MOST_ITEMS = 1024  # of a batch
 _SIZES = _N_CELLS  # a pair of cells for each size, outside of what is summed at each scrape
-
-_KEY_BYTES = 512
-_ENTRY_BYTES = _KEY_BYTES + 8 * (_N_CELLS + 2 * (_MOST_ITEMS + 1))
-_N_ENTRIES = 1024  # versions that a frontend may count over its life; beyond them all share the last
-_REGION_BYTES = _N_ENTRIES * _ENTRY_BYTES
+_ALL_CELLS = _SIZES + 2 * (_MOST_ITEMS + 1)
+_N_ENTRIES = 256  # versions that are served at once, and those that were
 
 
 class SharedCounts:
-    """The memory of all frontends' counts. Processes forked after this share it; pages cost memory once written."""
+    """The memory of all frontends' counts. Processes forked after this share it."""
 
     def __init__(self, n_frontends: int) -> None:
         self.n_frontends = n_frontends
         self.loaded = memoryview(mmap.mmap(-1, n_frontends))  # a byte each: 1 once it has models to answer with
-        self._memory = memoryview(mmap.mmap(-1, n_frontends * _REGION_BYTES))
-
-    def cells(self, frontend: int, key: Key) -> memoryview:
-        """The version's cells in this frontend's region, which is its own to write."""
-        wanted = _key_bytes(key)
-        entry = self._memory[:0]
-        for found, entry in self._entries(frontend):
-            if found in (b"", wanted):
-                entry[: len(wanted)] = wanted
-                break
-        return entry[_KEY_BYTES:].cast("q")
+        self.entries = Entries(n_frontends, _N_ENTRIES, _ALL_CELLS)
 
     def sums(self) -> dict[Key, list[int]]:
         """Every version's cells, summed over the frontends."""
         totals: dict[Key, list[int]] = {}
         for frontend in range(self.n_frontends):
-            for found, entry in self._entries(frontend):
-                if not found:
-                    break
-                model, _, version = found.decode(errors="replace").rpartition("/")
-                cells = entry[_KEY_BYTES : _KEY_BYTES + 8 * _N_CELLS].cast("q")
-                total = totals.setdefault((model, version), [0] * _N_CELLS)
+            for name, cells in self.entries.read(frontend, slice(_N_CELLS)):
+                total = totals.setdefault(_key_of(name), [0] * _N_CELLS)
                 last_ms = max(total[_LAST_MS], cells[_LAST_MS])
                 total[:] = [a + b for a, b in zip(total, cells, strict=True)]
                 total[_LAST_MS] = last_ms
@@ -111,26 +95,25 @@ class SharedCounts:
         """Of a version, over all frontends: how many batches of each size ran, and for how many us altogether."""
         totals: dict[int, tuple[int, int]] = {}
         for frontend in range(self.n_frontends):
-            for found, entry in self._entries(frontend):
-                if not found:
-                    break
-                if found == _key_bytes(key):
-                    cells = entry[_KEY_BYTES:].cast("q").tolist()[_SIZES:]
-                    for size, (count, us) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
-                        if count:
-                            before = totals.get(size, (0, 0))
-                            totals[size] = before[0] + count, before[1] + us
+            for _, cells in self.entries.read(frontend, slice(_SIZES, _ALL_CELLS), _name_of(key)):
+                for size, (count, us) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
+                    if count:
+                        before = totals.get(size, (0, 0))
+                        totals[size] = before[0] + count, before[1] + us
         return totals
 
-    def _entries(self, frontend: int) -> Iterator[tuple[bytes, memoryview]]:
-        start = frontend * _REGION_BYTES
-        for at in range(start, start + _REGION_BYTES, _ENTRY_BYTES):
-            entry = self._memory[at : at + _ENTRY_BYTES]
-            yield bytes(entry[:_KEY_BYTES]).rstrip(b"\0"), entry
+    def judged(self) -> dict[Key, Snapshot]:
+        """What a guard goes by, of every version that was ever counted and is not forgotten."""
+        return {key: _snapshot(cells) for key, cells in self.sums().items()}
 
 
-def _key_bytes(key: Key) -> bytes:
-    return "/".join(key).encode()[: _KEY_BYTES - 1]
+def _name_of(key: Key) -> str:
+    return "/".join(key)
+
+
+def _key_of(name: str) -> Key:
+    model, _, version = name.rpartition("/")
+    return model, version
 
 
 class ModelCounts(ModelObserver):
@@ -163,8 +146,8 @@ class ModelCounts(ModelObserver):
         cells[_QUEUE_SUM] += queue_us
 
     def batch_answered(self, batch_size: int, compute_us: int) -> None:
-        _observe(self._cells, _COMPUTE, compute_us)
-        _observe(self._cells, _BATCH, batch_size)
+        observe(self._cells, _COMPUTE, compute_us)
+        observe(self._cells, _BATCH, batch_size)
         size = _SIZES + 2 * min(batch_size, _MOST_ITEMS)
         self._cells[size] += 1
         self._cells[size + 1] += compute_us
@@ -172,6 +155,16 @@ class ModelCounts(ModelObserver):
 
     def in_flight(self, items: int) -> None:
         self._cells[_IN_FLIGHT] = items
+
+    def shadow_compared(self, items: int, disagreed: int, differences: list[float]) -> None:
+        shadow_metrics.compared(self._cells, _SHADOW, items, disagreed, differences)
+
+    def shadow_skipped(self, reason: SkipReason, items: int) -> None:
+        shadow_metrics.skipped(self._cells, _SHADOW, reason, items)
+
+    def forget(self) -> None:
+        """The entry becomes another version's: what is still counted here is lost, rather than that version's."""
+        self._cells = _uncounted()
 
 
 class Totals(NamedTuple):
@@ -198,11 +191,20 @@ class RequestMetrics(Observer, Collector):
         self._shared = shared
         self._frontend = frontend
         self._models: dict[Key, ModelCounts] = {}
+        self._gone: dict[Key, None] = {}  # in the order in which they went
         self.engines: Engines | None = None
         self.unknown = self._counts(("", ""))
 
     def of(self, facts: ModelFacts) -> ModelCounts:
-        return self._counts((facts.name, facts.version))
+        key = facts.name, facts.version
+        self._gone.pop(key, None)
+        return self._counts(key)
+
+    def gone(self, facts: ModelFacts) -> None:
+        """An engine has retired the version, or is gone itself. Its counts stay until the entry is needed."""
+        key = facts.name, facts.version
+        self._gone.pop(key, None)
+        self._gone[key] = None
 
     def totals(self, keys: Iterable[Key]) -> dict[Key, Totals]:
         sums = self._shared.sums()
@@ -229,18 +231,38 @@ class RequestMetrics(Observer, Collector):
             errors.add_metric(list(key), _failed(cells))
             items.add_metric(list(key), sum(cells[_QUEUE.first : _QUEUE.end - 1]))
         yield from (requests, errors, items)
-        yield _family(
+        yield family(
             totals, "shoal_request_seconds", "From the request's head to its answer, of those that ran.", _REQUEST, 1e6
         )
-        yield _family(totals, "shoal_queue_seconds", "How long an item waited for its batch.", _QUEUE, 1e6)
-        yield _family(totals, "shoal_compute_seconds", "How long a batch ran.", _COMPUTE, 1e6)
-        yield _family(totals, "shoal_batch_size", "How many items ran together, by batch.", _BATCH, 1)
+        yield family(totals, "shoal_queue_seconds", "How long an item waited for its batch.", _QUEUE, 1e6)
+        yield family(totals, "shoal_compute_seconds", "How long a batch ran.", _COMPUTE, 1e6)
+        yield family(totals, "shoal_batch_size", "How many items ran together, by batch.", _BATCH, 1)
         yield from self._gauges(totals)
+        yield from shadow_metrics.families(totals, _SHADOW)
 
     def _counts(self, key: Key) -> ModelCounts:
         if (counts := self._models.get(key)) is None:
-            counts = self._models[key] = ModelCounts(self._shared.cells(self._frontend, key))
+            counts = self._models[key] = ModelCounts(self._cells(key))
         return counts
+
+    def _cells(self, key: Key) -> memoryview:
+        entries, name = self._shared.entries, _name_of(key)
+        if (cells := entries.cells(self._frontend, name)) is not None:
+            return cells
+        if (old := self._longest_gone()) is None:
+            log.warning("more than %d versions at once: %s is not counted", _N_ENTRIES - 1, name)
+            return _uncounted()
+        if (counts := self._models.pop(old, None)) is not None:
+            counts.forget()
+        self._gone.pop(old, None)
+        return entries.replace(self._frontend, _name_of(old), name)
+
+    def _longest_gone(self) -> Key | None:
+        """A version whose entry may be given up: one of a predecessor's that nobody has announced here comes first."""
+        entries = map(_key_of, self._shared.entries.keys(self._frontend))
+        predecessors = (key for key in entries if key not in self._models)
+        gone = (key for key in self._gone if self.engines is None or self.engines.known(*key) is None)
+        return next(itertools.chain(predecessors, gone), None)
 
     def _look_at_what_is_in_flight(self) -> None:
         """Now, of this frontend; the others' cells are as old as their last sweep (client.py)."""
@@ -252,7 +274,7 @@ class RequestMetrics(Observer, Collector):
         ready = GaugeMetricFamily("shoal_model_ready", "1 for a version that answers.", labels=["model", "version"])
         for model in self.engines.models() if self.engines else []:
             key = model.facts.name, model.facts.version
-            in_flight.add_metric(list(key), totals[key][_IN_FLIGHT])
+            in_flight.add_metric(list(key), totals[key][_IN_FLIGHT] if key in totals else model.in_flight)
             ready.add_metric(list(key), 1)
         yield from (in_flight, ready)
 
@@ -287,23 +309,17 @@ def _failed(cells: list[int]) -> int:
     return sum(count for status, count in zip(_STATUSES, cells, strict=False) if status >= _FAULT)
 
 
-def _observe(cells: memoryview, histogram: _Histogram, value: int) -> None:
-    first, bounds = histogram
-    cells[first + bisect_left(bounds, value)] += 1
-    cells[first + len(bounds) + 1] += value
+def _snapshot(cells: list[int]) -> Snapshot:
+    return Snapshot(
+        answered=sum(cells[: len(_STATUSES)]),
+        failed=sum(count for status, count in zip(_STATUSES, cells, strict=False) if status >= _OUR_FAULT),
+        ran=sum(cells[_REQUEST.first : _REQUEST.end - 1]),
+        latency_us=cells[_REQUEST_SUM],
+        compared=cells[_SHADOW + shadow_metrics.ITEMS],
+        disagreed=cells[_SHADOW + shadow_metrics.DISAGREED],
+    )
 
 
-def _family(totals: dict[Key, list[int]], name: str, text: str, histogram: _Histogram, unit: float) -> Metric:
-    """`unit`: how many of the cells' units make one of the metric's. Versions that saw nothing are left out."""
-    family = HistogramMetricFamily(name, text, labels=["model", "version"])
-    first, bounds = histogram
-    for key, cells in totals.items():
-        counts = cells[first : histogram.end - 1]
-        if not any(counts):
-            continue
-        buckets, total = [], 0
-        for bound, count in zip((*(str(bound / unit) for bound in bounds), "+Inf"), counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        family.add_metric(list(key), buckets, cells[histogram.end - 1] / unit)
-    return family
+def _uncounted() -> memoryview:
+    """Cells that nobody reads."""
+    return memoryview(bytearray(8 * _ALL_CELLS)).cast("q")

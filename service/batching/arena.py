@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, NewType
 import numpy as np
 import numpy.typing as npt
 
-from models.manifest import NUMPY_OF, TensorSpec
+from models.manifest import NUMPY_OF, Datatype, TensorSpec
 
 SlotIndex = NewType("SlotIndex", int)
 RowBytes = bytes | bytearray | memoryview
@@ -88,6 +88,11 @@ class Region:
         for i, slot in enumerate(slots):
             buffer[i * size : (i + 1) * size] = self._bytes[slot * size : (slot + 1) * size]
 
+    def read(self, slots: Sequence[int]) -> bytes:
+        """A copy of the rows, one after another."""
+        size = self._row_bytes
+        return b"".join([self._bytes[slot * size : (slot + 1) * size] for slot in slots])
+
 
 class ShapedRegion:
     """One tensor's rows where items differ in size: each row is a record of its item's shape, then the item.
@@ -120,6 +125,10 @@ class ShapedRegion:
         start = slot * self._stride
         size, _ = _RECORD_HEAD.unpack_from(self._bytes, start)
         return self._bytes[start + _RECORD_BYTES : start + _RECORD_BYTES + size]
+
+    def read(self, slots: Sequence[int]) -> list[ShapedRow]:
+        """A copy of the items."""
+        return [ShapedRow(self.shape(slot), bytes(self.data(slot))) for slot in slots]
 
 
 class Arena:
@@ -187,6 +196,13 @@ def has_fixed_rows(spec: TensorSpec, batch_axis: bool) -> bool:
 def row_bytes(spec: TensorSpec, batch_axis: bool = True) -> int:
     """Of a tensor with fixed rows."""
     return NUMPY_OF[spec.datatype].itemsize * prod(item_shape(spec, batch_axis))
+
+
+def as_numbers(datatype: Datatype, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """BF16 bits as the FP32 they are the upper half of; other numbers as they are."""
+    if datatype != "BF16":
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)
 
 
 def stride_bytes(spec: TensorSpec, batch_axis: bool, max_row_bytes: int) -> int:

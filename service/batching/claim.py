@@ -9,7 +9,7 @@ Checked by tests/property/test_slots.py.
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy.typing as npt
 
@@ -18,7 +18,8 @@ from service.batching.link import ModelFacts, Status
 from service.errors import DeadlineExceeded, EngineError, ModelNotReady, Overloaded, WrongTensor
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
-LOWEST_PRIORITY = 255  # a byte on the link
+LOWEST_PRIORITY = 254  # of a client's request
+BACKGROUND_PRIORITY = 255  # a byte on the link; a shadow's
 
 Commit = Callable[["Claim"], None]
 """Register the claim's slots and send their numbers."""
@@ -28,6 +29,11 @@ Timings = tuple[int, int, int]
 """Of the slowest of a request's items: queue_us, compute_us, and how many ran together."""
 
 _NO_TIMINGS: Timings = (0, 0, 0)
+
+SkipReason = Literal["slots", "under_way", "incomparable", "unanswered"]
+"""Why a shadow did not repeat a request: no slot to spare, too many under way, other tensors, no answer in time."""
+
+SKIP_REASONS: tuple[SkipReason, ...] = get_args(SkipReason)
 
 
 class ModelObserver:
@@ -46,6 +52,12 @@ class ModelObserver:
 
     def in_flight(self, items: int) -> None:
         """Now and then, and once none are."""
+
+    def shadow_compared(self, items: int, disagreed: int, differences: list[float]) -> None:
+        """Once for each request that this version repeated. `differences`: of the items' floats, where it has any."""
+
+    def shadow_skipped(self, reason: SkipReason, items: int) -> None:
+        """Items that this version would have repeated."""
 
 
 class ServedModel:

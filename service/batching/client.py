@@ -233,6 +233,7 @@ class Client:
             self._sweep_timer.cancel()
         for model in self._by_index.values():
             model.observer.in_flight(0)
+            self._observer.gone(model.facts)
             for claim in list(model.owners.values()):
                 claim.unanswered = 0
                 claim.fail(EngineDied(f"{reason}; the request may be sent again"))

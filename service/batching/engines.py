@@ -6,6 +6,7 @@ What the controller says (`apply`) decides who answers a request that names no v
 """
 
 import asyncio
+from collections.abc import Callable
 
 from service.batching.claim import ServedModel
 from service.batching.client import Client, Observer, version_key
@@ -31,6 +32,7 @@ class Engines:
         self.table = Table()
         self.has_controller = False  # then its table is needed too
         self.sticky: dict[str, str] = {}
+        self.watchers: list[Callable[[], None]] = []  # called when models or the table have changed
 
     def connect(self, engine: int, link: Link) -> None:
         """A link to the successor of an engine that is gone."""
@@ -172,6 +174,8 @@ class Engines:
     def _change(self) -> None:
         self._forget()
         self._changed.set()
+        for changed in self.watchers:
+            changed()
 
     def _forget(self) -> None:
         self._found.clear()

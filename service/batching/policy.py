@@ -7,7 +7,8 @@ than to run it (`smallest_share`). `max_queue_delay_us` (default 0) trades laten
 
 Order: priority (lower runs first), then deadline, then arrival. Expired items never reach a batch. Only items of equal
 keys (shapes) share a batch: the item whose turn it is, and those of its key, in their order. So a key of which one item
-came waits no longer than that item's turn.
+came waits no longer than that item's turn. Items that are nobody's request (a shadow's) have keys of their own: they
+run behind all others, and never make a client's batch larger.
 Checked by tests/unit/test_policy.py and, against a plain list, tests/property/test_policy_machine.py.
 """
 
@@ -26,7 +27,7 @@ class WaitingItem(NamedTuple):
     slot: int
     frontend: int
     committed_at: int
-    key: Hashable = ()  # only items of equal keys run together: it stands for the shapes of the inputs
+    key: Hashable = ()  # only items of equal keys run together: the shapes of the inputs, and whether it is a request
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,14 @@ class WaitingQueue:
             return Taken([], expired, None)
         if limits.max_queue_delay_us:
             return self._take_ripe(now, idle_instances, limits, expired)
-        heaps = self._heaps.values()
-        heap = next(iter(heaps)) if len(heaps) == 1 else min(heaps, key=_front)
+        heap = self._next_heap()
         size = batch_size(self._n_items, idle_instances, limits)
         return Taken(self._pop(heap, size), expired, None)
+
+    @property
+    def priority(self) -> int:
+        """Of the item whose turn it is; there is one."""
+        return self._next_heap()[0].priority
 
     def drop_frontend(self, frontend: int) -> None:
         """Forget a dead frontend's items: nobody is left to read their answers."""
@@ -101,6 +106,10 @@ class WaitingQueue:
         if len(heap) >= limits.max_batch_size:
             size = batch_size(self._n_items, idle_instances, limits)
         return Taken(self._pop(heap, size), expired, None)
+
+    def _next_heap(self) -> list[WaitingItem]:
+        heaps = self._heaps.values()
+        return next(iter(heaps)) if len(heaps) == 1 else min(heaps, key=_front)
 
     def _pop(self, heap: list[WaitingItem], most: int) -> list[WaitingItem]:
         if len(heap) > most:

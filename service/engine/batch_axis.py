@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from models.manifest import Golden, TensorSpec, Tolerance
-from service.batching.arena import item_shape
-from service.engine.agreement import Array, agrees, as_numbers
+from service.batching.arena import as_numbers, item_shape
+from service.engine.agreement import Array, agrees
 from service.engine.golden import golden_feeds, row_count
 from service.engine.samples import Kind, axis_lengths, sample_items
 from service.engine.session import RunFailed, Session
@@ -81,6 +81,6 @@ def tolerance_of(spec: TensorSpec, answers: Array) -> Tolerance:
     if spec.datatype not in ("FP16", "FP32", "FP64", "BF16"):
         return Tolerance(0, 0)
     tolerance = _COARSE if spec.datatype in ("FP16", "BF16") else _TOLERANCE
-    numbers = np.abs(as_numbers(spec, answers))
+    numbers = np.abs(as_numbers(spec.datatype, answers))
     largest = float(numbers.max(initial=0.0, where=np.isfinite(numbers)))
     return Tolerance(tolerance.absolute * largest, tolerance.relative)

@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from service.batching.claim import BACKGROUND_PRIORITY
 from service.batching.link import Kind, Link, ModelFailed, ModelsLoaded
 from service.batching.policy import Limits, WaitingItem, WaitingQueue
 from service.engine.instance import Instance
@@ -54,6 +55,11 @@ class _Model:
     waiting: WaitingQueue = field(default_factory=WaitingQueue)
     users: set[int] = field(default_factory=set)  # frontends that may still use it, once it is retired
     freed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def in_background(self) -> bool:
+        """Nothing waits but what a shadow repeats; something does."""
+        return self.waiting.priority == BACKGROUND_PRIORITY
 
 
 class _Work(NamedTuple):
@@ -181,13 +187,20 @@ class Engine:
                     self._idle_executors -= 1
 
     def _take(self, now: int) -> tuple[_Work | None, int | None]:
-        """Work for one executor, models in turn; or else when to look again."""
+        """Work for one executor; or else when to look again. A shadow's only where no client's can run."""
+        work, retry_at = self._take_in_turn(now, background=False)
+        if work is None:
+            work, later = self._take_in_turn(now, background=True)
+            retry_at = min((at for at in (retry_at, later) if at is not None), default=None)
+        return work, retry_at
+
+    def _take_in_turn(self, now: int, background: bool) -> tuple[_Work | None, int | None]:
         retry_at: int | None = None
         indices = list(self._models)
         for i in range(len(indices)):
             turn = (self._next_model + i) % len(indices)
             model = self._models[indices[turn]]
-            if not (len(model.waiting) and model.idle):
+            if not (len(model.waiting) and model.idle) or model.in_background is not background:
                 continue
             idle = min(len(model.idle), self._idle_executors + 1)
             batch, expired, model_retry_at = model.waiting.take(now, idle, model.limits)
@@ -210,6 +223,8 @@ class Engine:
                 self._arrivals += 1
                 ready = self._models[model]
                 key = ready.key_of(slot) if ready.key_of else ()
+                if priority == BACKGROUND_PRIORITY:
+                    key = (priority, key)
                 # What WaitingItem(...) does, without a call of a function in Python.
                 ready.waiting.push(
                     new(WaitingItem, (priority, deadline, self._arrivals, slot, frontend, committed_at, key))

@@ -54,6 +54,7 @@ from service.frontend.http import (
 )
 from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
+from service.frontend.shadow import Shadows
 from service.frontend.sticky import point_for
 from service.frontend.verbs import allowed_methods
 from service.lifecycle.controls import Controls
@@ -90,6 +91,7 @@ class Frontend:
         self._engines = engines
         self._settings = settings
         self._metrics = metrics
+        self._shadows = Shadows(engines)
         state = State(
             {
                 "engines": engines,
@@ -164,6 +166,8 @@ class Frontend:
         request.done_at = time.monotonic_ns()
         try:
             answer = encode(claim)
+            if self._shadows.targets:
+                request.copy = self._shadows.copy(claim)
         except Exception as error:  # noqa: BLE001 `finish` tells what it is
             return error
         finally:
@@ -182,6 +186,8 @@ class Frontend:
         microseconds = (now - request.received_at) // 1000
         decode_ns = request.committed_at - request.body_at
         counts.request_answered(answer.status, microseconds, request.timings, decode_ns, now - request.done_at)
+        if request.copy is not None and answer.status == 200:
+            self._shadows.repeat_soon(request.copy)
         return answer
 
     async def _predict_long(

@@ -7,14 +7,17 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar.types import Receive, Send
 
+from service.batching.arena import Rows
 from service.batching.claim import ServedModel, Timings
+from service.batching.link import ModelFacts
 from service.errors import BodyTimeout, BodyTooLarge, MalformedRequest, ServiceError
 
 JSON = b"application/json"  # without a charset: some protocol clients compare the whole value
@@ -38,6 +41,16 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+class Copy(NamedTuple):
+    """The rows and the outputs of a request that was answered by the version of `facts`, for its shadow `target`."""
+
+    facts: ModelFacts
+    target: str
+    n_items: int
+    inputs: Mapping[str, Rows]
+    outputs: Mapping[str, Rows]
+
+
 class Request:
     """What a handler reads, and what it leaves behind for the answer's headers and the metrics.
 
@@ -47,9 +60,21 @@ class Request:
     done_at        the engine has answered: from here on the outputs are encoded
     timings        of the slowest item; None: the model was not run
     model          once it is found
+    copy           what a shadow will repeat
     """
 
-    __slots__ = ("body_at", "committed_at", "done_at", "headers", "id", "model", "query", "received_at", "timings")
+    __slots__ = (
+        "body_at",
+        "committed_at",
+        "copy",
+        "done_at",
+        "headers",
+        "id",
+        "model",
+        "query",
+        "received_at",
+        "timings",
+    )
 
     def __init__(self, headers: dict[bytes, bytes], query: bytes) -> None:
         self.received_at = self.body_at = self.committed_at = self.done_at = time.monotonic_ns()
@@ -59,6 +84,7 @@ class Request:
         self.id = b"%s-%x" % (_process_id, next(_counter)) if given is None else request_id(given)
         self.timings: Timings | None = None
         self.model: ServedModel | None = None
+        self.copy: Copy | None = None
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: int, timeout_s: float) -> bytes:

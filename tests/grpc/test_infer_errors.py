@@ -146,7 +146,7 @@ def test_outputs_that_there_are_not_or_twice_are_refused(rpc: SimpleNamespace, o
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"priority": 256}, {"priority": -1}, {"priority": "1"}, {"priority": True}, {"timeout": -1}, {"timeout": 1.5}],
+    [{"priority": 255}, {"priority": -1}, {"priority": "1"}, {"priority": True}, {"timeout": -1}, {"timeout": 1.5}],
     ids=str,
 )
 def test_what_is_no_priority_or_timeout_is_refused_by_name(rpc: SimpleNamespace, parameters: dict) -> None:

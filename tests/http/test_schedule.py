@@ -18,7 +18,7 @@ def body(value: int, **parameters: object) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"priority": 256}, {"priority": -1}, {"priority": "1"}, {"priority": True}, {"timeout": -1}, {"timeout": 1.5}],
+    [{"priority": 255}, {"priority": -1}, {"priority": "1"}, {"priority": True}, {"timeout": -1}, {"timeout": 1.5}],
     ids=str,
 )
 def test_what_is_no_priority_or_timeout_is_refused_by_name(http: httpx.Client, parameters: dict[str, object]) -> None:
@@ -28,7 +28,7 @@ def test_what_is_no_priority_or_timeout_is_refused_by_name(http: httpx.Client, p
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"priority": 0}, {"priority": 255, "timeout": 0}, {"timeout": 10_000_000}], ids=str
+    "parameters", [{"priority": 0}, {"priority": 254, "timeout": 0}, {"timeout": 10_000_000}], ids=str
 )
 def test_priorities_and_timeouts_that_fit_are_taken(http: httpx.Client, parameters: dict[str, object]) -> None:
     answer = http.post("/v2/models/picky/infer", json=body(7, **parameters))

@@ -6,7 +6,7 @@ both differ in size; every other output answers what its row held.
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from models.manifest import Classification, ImageInput, TensorInput, TensorSpec
@@ -35,6 +35,7 @@ class PlayedEngines:
     def __init__(self, models: list[ServedModel]) -> None:
         self.sticky: dict[str, str] = {}
         self._models = {model.facts.name: model for model in models}
+        self.watchers: list[Callable[[], None]] = []
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         if version in (None, "1") and (model := self._models.get(name)) is not None:
