@@ -13,7 +13,7 @@ comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from typing import Any
@@ -28,6 +28,7 @@ from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
 from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
 from service.frontend import admin, fixed, infer, model_config, predict, repository_api, statistics, v1, v1_status
+from service.frontend.cache import Done, ResponseCache
 from service.frontend.compression import INLINE_BYTES, Decompression, compress, encoding_of, wanted_encoding
 from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
@@ -56,7 +57,11 @@ ENDED = Draining("the server is draining and ended before this was answered; sen
 
 
 class Frontend:
-    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
+    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change.
+
+    commit    a claim's rows are written; `done` is called once it is: by a run, or without one from the cache
+    give_up   release a claim that was committed and may not be done
+    """
 
     def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics, controls: Controls) -> None:
         self.health = admin.Health()
@@ -65,6 +70,11 @@ class Frontend:
         self._engines = engines
         self._settings = settings
         self._metrics = metrics
+        self.commit: Callable[[Claim, Done], None] = _commit
+        self.give_up: Callable[[Claim], None] = Claim.release
+        if settings.cache.max_bytes:
+            cache = ResponseCache(settings.cache.max_bytes // metrics.n_frontends, metrics.unknown)
+            self.commit, self.give_up = cache.run, cache.give_up
         state = State(
             {
                 "engines": engines,
@@ -187,10 +197,10 @@ class Frontend:
         request.committed_at = time.monotonic_ns()
         done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         try:
-            prepared.claim.run(done.set_result)
+            self.commit(prepared.claim, done.set_result)
             await done
         except asyncio.CancelledError:
-            prepared.claim.release()
+            self.give_up(prepared.claim)
             raise
         outcome = self.encode(prepared, request)
         return outcome if isinstance(outcome, (Answer, Exception)) else await outcome
@@ -201,6 +211,10 @@ class Frontend:
         if route.label is not None:
             return self._engines.find(route.model, v1.version_with_label(self._engines, route.model, route.label))
         return self._engines.find(route.model, route.version)
+
+
+def _commit(claim: Claim, done: Done) -> None:
+    claim.run(done)
 
 
 async def _compress_long(encoding: str, answer: Answer) -> Answer:
