@@ -26,7 +26,9 @@ Commit = Callable[["Claim"], None]
 
 
 Timings = tuple[int, int, int]
-"""Of the slowest of a request's items: queue_us, compute_us, and how many ran together."""
+"""Of the slowest of a request's items: queue_us, compute_us, and how many ran together, or FROM_CACHE."""
+
+FROM_CACHE = -1  # nothing ran; queue_us is how long it waited for the run of another
 
 _NO_TIMINGS: Timings = (0, 0, 0)
 
@@ -58,6 +60,15 @@ class ModelObserver:
 
     def shadow_skipped(self, reason: SkipReason, items: int) -> None:
         """Items that this version would have repeated."""
+
+    def cache_hit(self, ns: int) -> None:
+        """Once for each request that needed no run of its own: to look it up and to copy its outputs took `ns`."""
+
+    def cache_missed(self, ns: int) -> None:
+        """Once for each run whose request was looked up: that, and to keep its outputs, took `ns`."""
+
+    def cache_changed(self, size_bytes: int, evicted: int) -> None:
+        """Of the cache as a whole: what it takes now, and how many answers went to make room."""
 
 
 class ServedModel:

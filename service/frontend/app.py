@@ -40,6 +40,7 @@ from service.frontend import (
     v1_status,
 )
 from service.frontend.auth import Access
+from service.frontend.cache import Done, ResponseCache
 from service.frontend.compression import INLINE_BYTES, Decompression, compress, encoding_of, wanted_encoding
 from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
@@ -72,7 +73,9 @@ ENDED = Draining("the server is draining and ended before this was answered; sen
 class Frontend:
     """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change.
 
-    drain   begins the end of the whole service
+    commit    a claim's rows are written; `done` is called once it is: by a run, or without one from the cache
+    give_up   release a claim that was committed and may not be done
+    drain     begins the end of the whole service
     """
 
     def __init__(
@@ -92,6 +95,11 @@ class Frontend:
         self._settings = settings
         self._metrics = metrics
         self._shadows = Shadows(engines)
+        self.commit: Callable[[Claim, Done], None] = _commit
+        self.give_up: Callable[[Claim], None] = Claim.release
+        if settings.cache.max_bytes:
+            cache = ResponseCache(settings.cache.max_bytes // metrics.n_frontends, metrics.unknown)
+            self.commit, self.give_up = cache.run, cache.give_up
         state = State(
             {
                 "engines": engines,
@@ -223,10 +231,10 @@ class Frontend:
         request.committed_at = time.monotonic_ns()
         done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         try:
-            prepared.claim.run(done.set_result)
+            self.commit(prepared.claim, done.set_result)
             await done
         except asyncio.CancelledError:
-            prepared.claim.release()
+            self.give_up(prepared.claim)
             raise
         outcome = self.encode(prepared, request)
         return outcome if isinstance(outcome, (Answer, Exception)) else await outcome
@@ -246,6 +254,10 @@ class Frontend:
 def _is_admin(path: str) -> bool:
     """As Litestar reads it, to which several slashes are one."""
     return path.lstrip("/").partition("/")[0] == "admin"
+
+
+def _commit(claim: Claim, done: Done) -> None:
+    claim.run(done)
 
 
 async def _compress_long(encoding: str, answer: Answer) -> Answer:

@@ -96,7 +96,7 @@ class Calls:
 
     def model_config(self, request: ModelConfigRequest) -> ModelConfigResponse:
         model = self._engines.find(request.name, request.version or None)
-        config = model_config(model, self._settings.batching.max_queue_delay_us)
+        config = model_config(model, self._settings)
         answer = ModelConfigResponse()
         ParseDict(msgspec.to_builtins(config), answer.config)
         return answer
