@@ -39,6 +39,7 @@ NOT_IN_THE_DOCUMENT = {
 LENGTH = "Inference-Header-Content-Length"
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 MODELS = ("echo", "floats", "two", "scores", "votes", "halves")
+LONG_ROWS = ("two", "scores")  # in a form, text of the length of a row is one, whatever the document calls its type
 FITTING = {  # name → a body that fits, in either form; some of it is replaced by what is generated
     "echo": ([{"name": "x", "shape": [1, 4], "datatype": "UINT8", "data": [1, 2, 3, 4]}], [[1, 2, 3, 4]]),
     "floats": ([{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 2]}], [[0.5, 2]]),
@@ -61,7 +62,7 @@ def aim(case: schemathesis.Case) -> None:
     if number % 6 == 0:
         return
     fitting = isinstance(case.body, dict) and case.meta.generation.mode.is_positive
-    models = tuple(FITTING) if fitting else MODELS
+    models = tuple(FITTING) if fitting else LONG_ROWS if case.media_type == "multipart/form-data" else MODELS
     case.path_parameters["model_name"] = name = models[number // 6 % len(models)]
     if "model_version" in case.path_parameters:
         case.path_parameters["model_version"] = "1"
