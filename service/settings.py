@@ -33,6 +33,14 @@ _NESTED = "__"
 _NOT_SETTINGS = re.compile(r"SHOAL_((SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)|DATA_DIR|REQUIRE_ALL)")
 
 
+# Bounds that a model's own settings file shares (service/lifecycle/model_file.py).
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
+QueueDelay = Annotated[int, Field(ge=0)]
+QueueItems = Annotated[int, Field(ge=1, le=65536)]
+Count = Annotated[int, Field(ge=1, le=256)]
+Timeout = Annotated[int, Field(ge=1)]
+
+
 class SettingsError(Exception):
     """Settings that cannot be used. The message is one line for each, naming the setting, its source and what fits."""
 
@@ -62,7 +70,7 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     ] = 64 << 20
     body_timeout_s: Annotated[float, Field(gt=0, description="How long a body may take to arrive, else 408.")] = 30.0
     request_timeout_ms: Annotated[
-        int, Field(ge=1, description="A request without an answer after this is answered 504.")
+        Timeout, Field(description="A request without an answer after this is answered 504.")
     ] = 30_000
     drain_delay_s: Annotated[
         float,
@@ -90,24 +98,21 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
     """How concurrent requests become batches."""
 
     max_batch_size: Annotated[
-        int,
+        BatchSize,
         Field(
-            ge=1,
-            le=1024,
             description="Most items one run executes; less when measuring shows that less is enough, which it does not "
             "look for where `engine.tune_budget_s` is 0 and, on a CPU, instances or threads are given.",
         ),
     ] = 64
     max_queue_delay_us: Annotated[
-        int,
+        QueueDelay,
         Field(
-            ge=0,
             description="How long the oldest item may wait for company. 0 runs whatever is there: lowest latency, "
             "smaller batches.",
         ),
     ] = 0
     max_queue_items: Annotated[
-        int, Field(ge=1, le=65536, description="Items in flight per model; beyond that requests are answered 503.")
+        QueueItems, Field(description="Items in flight per model; beyond that requests are answered 503.")
     ] = 1024
     max_row_bytes: Annotated[
         int,
@@ -139,9 +144,9 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
         int | None, Field(ge=1, le=64, description="Engine processes. Default: one for each GPU, else one.")
     ] = None
     instances: Annotated[
-        int | None, Field(ge=1, le=256, description="Copies of each model that run side by side. Default: measured.")
+        Count | None, Field(description="Copies of each model that run side by side. Default: measured.")
     ] = None
-    threads: Annotated[int | None, Field(ge=1, le=256, description="Threads of each copy. Default: measured.")] = None
+    threads: Annotated[Count | None, Field(description="Threads of each copy. Default: measured.")] = None
     tune_budget_s: Annotated[
         float, Field(ge=0, le=60, description="How long the measuring at start may take, for all models together.")
     ] = 1.0

@@ -1,9 +1,8 @@
-"""The model repository: finds versions, and lets one serve only when it has shown that it works here.
+"""The model repository: lets a version serve only when it has shown that it works here.
 
-    <repository>/<name>/<version>/model.onnx      version: a positive integer; the highest of each name is served
-
-A version with a manifest is held to it: digests, then signature, then its golden rows replayed on this device within
-the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is served from what the file itself says.
+What lies in it is `service/lifecycle/catalogue.py`'s to say. A version with a manifest is held to it: digests, then
+signature, then its golden rows replayed on this device within the manifest's tolerance. One without (a bare ONNX file,
+Triton's layout) is served from what the file itself says.
 Models without a batch axis, and those whose items turn out not to be independent, run item by item.
 Whatever goes wrong is an UnservableModel with the reason; one bad version never keeps the others from serving.
 """
@@ -12,9 +11,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from models.manifest import (
     GOLDEN_FILE,
@@ -43,18 +44,31 @@ from service.engine.session import RunFailed, Session, UnservableModel
 from service.engine.tune import Setup, batch_sizes, choose_setup, take_setup, unmeasured_setup
 from service.engine.tuned import TUNING_FILE, Knobs, TuningError, choose_entry, look_at_machine, read_tuning
 from service.engine.warmup import write_warm_up_items
+from service.lifecycle import catalogue
+from service.lifecycle.catalogue import FoundVersion, RepositoryUnreadable
+from service.lifecycle.messages import Overrides
 
 log = logging.getLogger(__name__)
 
 _ARENA_BYTES = 1 << 30  # virtual: a page costs memory once it is written
 _MIN_CAPACITY = 16
 
+# What a model's settings may decide and `tuning.json` would, by the setting's name.
+_TUNED = {
+    "instances": "engine.instances",
+    "threads": "engine.threads",
+    "max_batch_size": "batching.max_batch_size",
+    "max_queue_delay_us": "batching.max_queue_delay_us",
+}
+
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How versions are loaded, for all models alike. None: find out by measuring.
+    """How versions are loaded. Instances, threads None: find out by measuring.
 
-    by_hand   names of the settings that were given and that `tuning.json` would decide; any of them puts it aside
+    by_hand              names of the settings that were given and that `tuning.json` would decide; any puts it aside
+    max_queue_delay_us   a model's own; None: by `tuning.json`, else the service's
+    timeout_ms           a model's own; None: the service's
     """
 
     device: Device
@@ -67,13 +81,8 @@ class ModelSettings:
     tune_budget_s: float
     by_hand: tuple[str, ...] = ()
     gpu: Gpu = field(default_factory=Gpu)  # where device is not the CPU
-
-
-@dataclass(frozen=True)
-class FoundVersion:
-    name: str
-    version: str
-    path: Path
+    max_queue_delay_us: int | None = None
+    timeout_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class LoadedVersion:
 
     arena_fd   the owner's to close
     key_of     a committed slot's key: items of unequal keys must not share a batch; None: all are alike
-    max_queue_delay_us   this version's own, by `tuning.json`; None: the setting's
+    max_queue_delay_us   this version's own, by its model's settings or `tuning.json`; None: the service's
     """
 
     facts: ModelFacts
@@ -95,23 +104,31 @@ class LoadedVersion:
 
 
 def find_versions(repository: Path) -> list[FoundVersion]:
-    """The newest version of every model, by name. Raises UnservableModel when the repository cannot be read."""
+    """Of every model the newest version that its policy allows, by name. Raises UnservableModel."""
     try:
-        names = sorted(path for path in repository.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UnservableModel(f"model repository {repository}: {error.strerror}") from error
-    found = []
-    for path in names:
-        versions = [v for v in path.iterdir() if v.is_dir() and v.name.isdecimal() and int(v.name) > 0]
-        if versions:
-            newest = max(versions, key=lambda version: int(version.name))
-            found.append(FoundVersion(path.name, newest.name, newest))
-    return found
+        return catalogue.find_versions(repository)
+    except RepositoryUnreadable as error:
+        raise UnservableModel(str(error)) from error
+
+
+def with_overrides(settings: ModelSettings, overrides: Overrides) -> ModelSettings:
+    """As a model's own settings want it; what they say counts as given by hand."""
+    given = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
+    by_hand = dict.fromkeys((*settings.by_hand, *overrides_by_hand(overrides)))
+    return replace(settings, **given, by_hand=tuple(by_hand))
+
+
+def overrides_by_hand(overrides: Overrides) -> tuple[str, ...]:
+    """Those of the settings that `tuning.json` would decide and a model's own settings do: "engine.threads"."""
+    return tuple(setting for name, setting in _TUNED.items() if getattr(overrides, name) is not None)
 
 
 def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
     """Load, warm up, measure, replay golden rows. Raises UnservableModel with the reason."""
     begun = time.monotonic()
+    if found.refused:
+        raise UnservableModel(found.refused)
+    settings = with_overrides(settings, found.overrides)
     manifest, golden = _read_contract(found.path)
     model = found.path / MODEL_FILE
     if not model.is_file():
@@ -151,13 +168,14 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
             items_per_s=setup.rates.get(setup.max_batch_size, 1.0),
             batch_axis=batch_axis,
             max_row_bytes=settings.max_row_bytes,
+            timeout_ms=settings.timeout_ms,
         ),
         arena_fd=arena_fd,
         setup=setup,
         key_of=partial(_shapes, tuple(arena.shaped_inputs.values())) if arena.shaped_inputs else None,
         golden_rows=row_count(golden) if golden else 0,
         seconds=time.monotonic() - begun,
-        max_queue_delay_us=tuned.max_queue_delay_us if tuned else None,
+        max_queue_delay_us=tuned.max_queue_delay_us if tuned else settings.max_queue_delay_us,
     )
 
 

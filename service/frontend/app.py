@@ -110,7 +110,7 @@ class Frontend:
             if (whole := decompression.begin()) is None:
                 return self._prepare_long(route, request, decompression)
             body = whole
-        deadline = request.received_at + self._timeout_ns
+        deadline = model.deadline(request.received_at, self._timeout_ns)
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
         if route.kind == "infer":
