@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from models.manifest import MANIFEST_FILE, MODEL_FILE, ManifestError, read_manifest
 from service.lifecycle.messages import Overrides
 from service.lifecycle.model_file import MODEL_SETTINGS_FILE, TRITON_FILE, BadModelFile, ModelFile, parse_model_file
-from service.lifecycle.version_policy import Latest, wanted
+from service.lifecycle.version_policy import Latest, absent, wanted
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +140,11 @@ class Settling:
 
 def _newest(model: ListedModel) -> FoundVersion:
     there = [listed.version for listed in model.versions]
-    if chosen := wanted(model.settings.policy or Latest(), there):
+    policy = model.settings.policy or Latest()
+    if chosen := wanted(policy, there):
         return model.found(chosen[-1])
-    return replace(model.found(there[-1]), refused=model.refused or "no version that its policy lists is there")
+    reason = f"its settings ask for versions that are not there: {', '.join(absent(policy, there))}"
+    return replace(model.found(there[-1]), refused=reason)
 
 
 def _list_model(folder: Path) -> ListedModel:

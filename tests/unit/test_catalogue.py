@@ -251,7 +251,7 @@ def test_without_protobuf_the_reason_says_so(tmp_path: Path, monkeypatch: pytest
         ("", "10", ""),
         ("[versions]\nall = true\n", "10", ""),
         ("[versions]\nspecific = [2, 9, 11]\n", "9", ""),
-        ("[versions]\nspecific = [11]\n", "10", "no version that its policy lists is there"),
+        ("[versions]\nspecific = [11]\n", "10", "its settings ask for versions that are not there: 11"),
     ],
 )
 def test_the_newest_version_by_policy_is_found(tmp_path: Path, text: str, version: str, refused: str) -> None:

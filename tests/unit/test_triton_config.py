@@ -77,7 +77,7 @@ def test_what_means_something_here_is_read_and_the_rest_is_named() -> None:
         ("version_policy { latest { } }", ModelFile(Latest(1))),
         ("version_policy { latest { num_versions: 2 } }", ModelFile(Latest(2))),
         ('backend: "onnxruntime"', ModelFile()),
-        ("max_batch_sise: 3", ModelFile(ignored=("max_batch_sise",))),
+        ("max_batch: 3", ModelFile(ignored=("max_batch",))),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
