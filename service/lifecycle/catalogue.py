@@ -16,7 +16,6 @@ its version's `incomplete`, for the index.
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +25,11 @@ from msgspec.structs import replace
 from models.manifest import MANIFEST_FILE, MODEL_FILE, ManifestError, read_manifest
 from service.lifecycle.messages import Overrides
 from service.lifecycle.model_file import MODEL_SETTINGS_FILE, TRITON_FILE, BadModelFile, ModelFile, parse_model_file
+from service.lifecycle.routing import is_version
 from service.lifecycle.version_policy import Latest, absent, wanted
 
 log = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"[1-9][0-9]*")
 _LONGEST_SETTINGS_BYTES = 1 << 20
 _told: set[tuple[str, str]] = set()  # name and digest of the files whose ignored fields have been logged
 
@@ -167,7 +166,7 @@ def _list_model(folder: Path) -> ListedModel:
 
 
 def _list_versions(folder: Path) -> Iterator[ListedVersion]:
-    numbers = [path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()]
+    numbers = [path for path in folder.iterdir() if is_version(path.name) and path.is_dir()]
     for path in sorted(numbers, key=lambda path: int(path.name)):
         yield ListedVersion(path.name, path, _fingerprint(path), _what_is_missing(path))
 
