@@ -186,7 +186,7 @@ def test_what_cannot_be_tuned_is_refused_with_the_reason(
         ("[engine]\nthread = 1\n", "model scores: model.toml: engine.thread: no such setting"),
         (
             "[engine]\nthreads = 1\n",
-            "model scores: its settings file says engine.threads; serve would use nothing else",
+            "its settings file says engine.threads; serve would use nothing else",
         ),
     ],
 )
