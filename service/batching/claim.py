@@ -102,6 +102,11 @@ class ServedModel:
     def in_flight(self) -> int:
         return self.capacity - len(self.free)
 
+    def deadline(self, received_at: int, timeout_ns: int) -> int:
+        """Of a request: by the service's time-out, or the model's own where that is shorter."""
+        own_ms = self.facts.timeout_ms
+        return received_at + (timeout_ns if own_ms is None else min(timeout_ns, own_ms * 1_000_000))
+
     def claim(self, n_items: int) -> "Claim":
         """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""
         free = self.free

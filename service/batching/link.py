@@ -67,7 +67,7 @@ class ModelFacts(Struct, frozen=True):
     items_per_s     of all instances together, as measured at load; 1 where nothing was measured
     batch_axis      dimension 0 of every tensor counts the items; otherwise an item is all of a request's tensors
     max_row_bytes   the largest item of tensors whose items differ in size
-    timeout_ms      a request without an answer after this is answered 504, where the service's limit is not less
+    timeout_ms      of a request, where that is shorter than the service's; None: the service's
     """
 
     name: str

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from models.manifest import MODEL_FILE
 from service.batching.link import ModelFailed
-from service.engine.repository import FoundVersion, LoadedVersion, ModelSettings, find_versions, load_version
+from service.engine.repository import LoadedVersion, ModelSettings, find_versions, load_version
 from service.engine.session import UnservableModel
+from service.lifecycle.catalogue import FoundVersion
 from service.lifecycle.messages import Plan
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from service.engine.loader import load
 from service.engine.loop import Engine
-from service.engine.repository import FoundVersion, ModelSettings, plan_of, with_overrides
+from service.engine.repository import ModelSettings, plan_of
+from service.lifecycle.catalogue import FoundVersion
 from service.lifecycle.frames import Closed, Place, frame, receive_blocking
 from service.lifecycle.messages import (
     AllLoaded,
@@ -90,15 +89,11 @@ class Orders:
                 set_level(level)
 
     def _load(self, engine: Engine, order: Load) -> Loaded | Refused:
-        settings = replace(with_overrides(self._settings, order.overrides), tune_budget_s=order.budget_s)
-        loaded = load(FoundVersion(order.name, order.version, Path(order.path)), settings, order.plan)
+        settings = replace(self._settings, tune_budget_s=order.budget_s)
+        found = FoundVersion(order.name, order.version, Path(order.path), order.overrides)
+        loaded = load(found, settings, order.plan)
         if isinstance(loaded, str):
             return Refused(order.id, loaded)
-        if order.overrides.timeout_ms is not None:
-            facts = msgspec.structs.replace(loaded.facts, timeout_ms=order.overrides.timeout_ms)
-            loaded = replace(loaded, facts=facts)
-        if order.overrides.max_queue_delay_us is not None:
-            loaded = replace(loaded, max_queue_delay_us=order.overrides.max_queue_delay_us)
         plan = plan_of(loaded)
         before = self._served.get((order.name, order.version))
         self._served[order.name, order.version] = engine.serve(loaded), plan

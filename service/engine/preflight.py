@@ -19,9 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from service.engine.repository import FoundVersion, load_version, plan_of, with_overrides
+from service.engine.repository import load_version, plan_of
 from service.engine.serve import model_settings
 from service.engine.session import UnservableModel
+from service.lifecycle.catalogue import FoundVersion
 from service.lifecycle.messages import Trial, Verdict
 from service.settings import Settings
 
@@ -31,10 +32,11 @@ _LOWEST = 19
 
 def try_version(trial: Trial) -> Verdict:
     settings = model_settings(Settings.model_validate(trial.settings))
-    settings = replace(with_overrides(settings, trial.overrides), tune_budget_s=trial.budget_s)
+    settings = replace(settings, tune_budget_s=trial.budget_s)
+    found = FoundVersion(trial.name, trial.version, Path(trial.path), trial.overrides)
     before = _resident_bytes()
     try:
-        loaded = load_version(FoundVersion(trial.name, trial.version, Path(trial.path)), settings, trial.plan)
+        loaded = load_version(found, settings, trial.plan)
     except UnservableModel as error:
         return Verdict(reason=str(error))
     except Exception as error:  # noqa: BLE001 whatever a version does to us is the reason against it

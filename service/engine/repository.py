@@ -1,10 +1,8 @@
-"""The model repository: finds versions, and lets one serve only when it has shown that it works here.
+"""The model repository: lets a version serve only when it has shown that it works here.
 
-    <repository>/<name>/<version>/model.onnx      version: a positive integer; the highest of each name is served
-
-A version with a manifest is held to it: signature and digests (contract.py), its tensors, then its golden rows replayed
-on this device within the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is served from what the
-file itself says.
+What lies in it is `service/lifecycle/catalogue.py`'s to say. A version with a manifest is held to it: signature and
+digests (contract.py), its tensors, then its golden rows replayed on this device within the manifest's tolerance. One
+without (a bare ONNX file, Triton's layout) is served from what the file itself says.
 Models without a batch axis, and those whose items turn out not to be independent, run item by item.
 Whatever goes wrong is an UnservableModel with the reason; one bad version never keeps the others from serving.
 """
@@ -16,6 +14,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from models.manifest import (
     MODEL_FILE,
@@ -38,29 +38,31 @@ from service.engine.session import RunFailed, Session, UnservableModel
 from service.engine.tune import Setup, batch_sizes, choose_setup, planned_setup, take_setup, unmeasured_setup
 from service.engine.tuned import TUNING_FILE, Knobs, TuningError, choose_entry, look_at_machine, read_tuning
 from service.engine.warmup import write_warm_up_items
-from service.lifecycle.catalogue import FoundVersion as FoundVersion
-from service.lifecycle.catalogue import find_versions as find_versions
+from service.lifecycle import catalogue
+from service.lifecycle.catalogue import FoundVersion, RepositoryUnreadable
 from service.lifecycle.messages import Overrides, Plan
 
 log = logging.getLogger(__name__)
 
 _ARENA_BYTES = 1 << 30  # virtual: a page costs memory once it is written
 _MIN_CAPACITY = 16
-# Fields of Overrides that are fields here, and the setting each stands for, where `tuning.json` would decide it.
-_OVERRIDDEN = {
-    "max_batch_size": "batching.max_batch_size",
-    "max_queue_items": "",
+# What a model's settings may decide and `tuning.json` would, by the setting's name.
+_TUNED = {
     "instances": "engine.instances",
     "threads": "engine.threads",
+    "max_batch_size": "batching.max_batch_size",
+    "max_queue_delay_us": "batching.max_queue_delay_us",
 }
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How versions are loaded, for all models alike. None: find out by measuring.
+    """How versions are loaded. Instances, threads None: find out by measuring.
 
-    by_hand   names of the settings that were given and that `tuning.json` would decide; any of them puts it aside
-    trusted_keys   Ed25519 public keys by fingerprint, one of which must have signed a version; None: nobody need have
+    by_hand              names of the settings that were given and that `tuning.json` would decide; any puts it aside
+    trusted_keys         Ed25519 public keys by fingerprint, one of which must have signed a version; None: nobody need
+    max_queue_delay_us   a model's own; None: by `tuning.json`, else the service's
+    timeout_ms           a model's own; None: the service's
     """
 
     device: Device
@@ -74,6 +76,8 @@ class ModelSettings:
     by_hand: tuple[str, ...] = ()
     gpu: Gpu = field(default_factory=Gpu)  # where device is not the CPU
     trusted_keys: Mapping[str, bytes] | None = None
+    max_queue_delay_us: int | None = None
+    timeout_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class LoadedVersion:
 
     arena_fd   the owner's to close
     key_of     a committed slot's key: items of unequal keys must not share a batch; None: all are alike
-    max_queue_delay_us   this version's own, by `tuning.json`; None: the setting's
+    max_queue_delay_us   this version's own, by its model's settings or `tuning.json`; None: the service's
     """
 
     facts: ModelFacts
@@ -94,11 +98,24 @@ class LoadedVersion:
     max_queue_delay_us: int | None = None
 
 
+def find_versions(repository: Path) -> list[FoundVersion]:
+    """Of every model the newest version that its policy allows, by name. Raises UnservableModel."""
+    try:
+        return catalogue.find_versions(repository)
+    except RepositoryUnreadable as error:
+        raise UnservableModel(str(error)) from error
+
+
 def with_overrides(settings: ModelSettings, overrides: Overrides) -> ModelSettings:
-    """With what a model's own settings file says, which counts as given by hand."""
-    given = {name: value for name in _OVERRIDDEN if (value := getattr(overrides, name)) is not None}
-    by_hand = [_OVERRIDDEN[name] for name in given if _OVERRIDDEN[name]]
-    return replace(settings, **given, by_hand=tuple(dict.fromkeys([*settings.by_hand, *by_hand])))
+    """As a model's own settings want it; what they say counts as given by hand."""
+    given = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
+    by_hand = dict.fromkeys((*settings.by_hand, *overrides_by_hand(overrides)))
+    return replace(settings, **given, by_hand=tuple(by_hand))
+
+
+def overrides_by_hand(overrides: Overrides) -> tuple[str, ...]:
+    """Those of the settings that `tuning.json` would decide and a model's own settings do: "engine.threads"."""
+    return tuple(setting for name, setting in _TUNED.items() if getattr(overrides, name) is not None)
 
 
 def load_version(found: FoundVersion, settings: ModelSettings, plan: Plan | None = None) -> LoadedVersion:
@@ -107,6 +124,9 @@ def load_version(found: FoundVersion, settings: ModelSettings, plan: Plan | None
     plan   how to run it, where its tensors are those of the plan: then nothing is measured
     """
     begun = time.monotonic()
+    if found.refused:
+        raise UnservableModel(found.refused)
+    settings = with_overrides(settings, found.overrides)
     manifest, golden = read_contract(found.path, found.name, found.version, settings.trusted_keys)
     model = found.path / MODEL_FILE
     if not model.is_file():
@@ -149,13 +169,14 @@ def load_version(found: FoundVersion, settings: ModelSettings, plan: Plan | None
             items_per_s=setup.rates.get(setup.max_batch_size, 1.0),
             batch_axis=batch_axis,
             max_row_bytes=settings.max_row_bytes,
+            timeout_ms=settings.timeout_ms,
         ),
         arena_fd=arena_fd,
         setup=setup,
         key_of=partial(_shapes, tuple(arena.shaped_inputs.values())) if arena.shaped_inputs else None,
         golden_rows=row_count(golden) if golden else 0,
         seconds=time.monotonic() - begun,
-        max_queue_delay_us=tuned.max_queue_delay_us if tuned else None,
+        max_queue_delay_us=tuned.max_queue_delay_us if tuned else settings.max_queue_delay_us,
     )
 
 

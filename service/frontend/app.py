@@ -150,7 +150,7 @@ class Frontend:
                 return self._prepare_long(route, request, decompression)
             body = whole
             model = request.model = self._find(route, request, body)  # a split may go by the body
-        deadline = request.received_at + self._timeout_ns
+        deadline = model.deadline(request.received_at, self._timeout_ns)
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
         if route.kind == "infer":

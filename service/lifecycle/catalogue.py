@@ -7,30 +7,29 @@ Not looked at: names that begin with a dot (publishing and downloads put unfinis
 numbers, folders with neither versions nor settings. Links are followed, wherever they lead: volumes are mounted and
 versions shared that way, and whoever can write here can as well put a file. A link to nothing is nothing.
 
-A version is whole when its model file is there and, with a manifest, every file that is listed, in its size; digests are
-the load gate's to check. So nothing is picked up while it is copied; a bare file, of which nobody says how long it is,
-must also have stopped changing (`Settling`). Nothing here raises for one model: what is wrong is its `refused`, or its
-version's `incomplete`, for the index.
+A version is whole when its model file is there and, with a manifest, every file that is listed, in its size; digests
+are the load gate's to check. So nothing is picked up while it is copied; a bare file, of which nobody says how long it
+is, must also have stopped changing (`Settling`). Nothing here raises for one model: what is wrong is its `refused`, or
+its version's `incomplete`, for the index.
 """
 
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from models.manifest import MANIFEST_FILE, MODEL_FILE, ManifestError, read_manifest
 from service.lifecycle.messages import Overrides
-from service.lifecycle.model_file import MODEL_SETTINGS_FILE, BadModelFile, ModelFile, parse_model_file
-from service.lifecycle.version_policy import Latest, wanted
+from service.lifecycle.model_file import MODEL_SETTINGS_FILE, TRITON_FILE, BadModelFile, ModelFile, parse_model_file
+from service.lifecycle.routing import is_version
+from service.lifecycle.version_policy import Latest, absent, wanted
 
 log = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"[1-9][0-9]*")
-_TRITON_FILE = "config.pbtxt"
 _LONGEST_SETTINGS_BYTES = 1 << 20
 _told: set[tuple[str, str]] = set()  # name and digest of the files whose ignored fields have been logged
 
@@ -134,19 +133,17 @@ class Settling:
 
     def next_at(self, now_s: float) -> float | None:
         """When to look again because something may have settled; None: not before something changes."""
-        return min(
-            (at for _, seen_at in self._since.values() if (at := seen_at + self._settle_s) > now_s), default=None
-        )
+        due = (seen_at + self._settle_s for _, seen_at in self._since.values())
+        return min((at for at in due if at > now_s), default=None)
 
 
 def _newest(model: ListedModel) -> FoundVersion:
     there = [listed.version for listed in model.versions]
-    if chosen := wanted(model.settings.policy or Latest(), there):
+    policy = model.settings.policy or Latest()
+    if chosen := wanted(policy, there):
         return model.found(chosen[-1])
-    found = model.found(there[-1])
-    return FoundVersion(
-        found.name, found.version, found.path, found.overrides, "no version that its policy lists is there"
-    )
+    reason = f"its settings ask for versions that are not there: {', '.join(absent(policy, there))}"
+    return replace(model.found(there[-1]), refused=reason)
 
 
 def _list_model(folder: Path) -> ListedModel:
@@ -169,7 +166,7 @@ def _list_model(folder: Path) -> ListedModel:
 
 
 def _list_versions(folder: Path) -> Iterator[ListedVersion]:
-    numbers = [path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()]
+    numbers = [path for path in folder.iterdir() if is_version(path.name) and path.is_dir()]
     for path in sorted(numbers, key=lambda path: int(path.name)):
         yield ListedVersion(path.name, path, _fingerprint(path), _what_is_missing(path))
 
@@ -214,7 +211,7 @@ def _what_is_missing(version: Path) -> str:
 
 
 def _settings_file(folder: Path) -> Path | None:
-    return next((folder / name for name in (MODEL_SETTINGS_FILE, _TRITON_FILE) if os.path.lexists(folder / name)), None)
+    return next((folder / name for name in (MODEL_SETTINGS_FILE, TRITON_FILE) if os.path.lexists(folder / name)), None)
 
 
 def _read(file: Path) -> bytes:
@@ -248,4 +245,4 @@ def _tell_ignored(model: ListedModel) -> None:
     """Once for each file, however often it is scanned."""
     if model.settings.ignored and (model.name, model.digest) not in _told:
         _told.add((model.name, model.digest))
-        log.info("model %s: %s: ignored: %s", model.name, _TRITON_FILE, ", ".join(model.settings.ignored))
+        log.info("model %s: %s: ignored: %s", model.name, TRITON_FILE, ", ".join(model.settings.ignored))

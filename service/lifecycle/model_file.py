@@ -13,11 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from service.lifecycle.messages import Overrides
-from service.lifecycle.routing import Guard, Routing, Shadow
+from service.lifecycle.routing import Guard, Routing, Shadow, check_routing
 from service.lifecycle.version_policy import All, Latest, Policy, Specific
 from service.settings import BatchSize, Count, QueueDelay, QueueItems, Timeout
 
 MODEL_SETTINGS_FILE = "model.toml"
+TRITON_FILE = "config.pbtxt"  # read where there is no model.toml, by service/lifecycle/triton_config.py
 
 
 class BadModelFile(Exception):
@@ -88,7 +89,7 @@ class _Guard(_Section):
     window_s: float = Guard().window_s
 
 
-_SECTIONS = {
+_SECTIONS: dict[str, type[BaseModel]] = {
     "versions": _Versions,
     "batching": _Batching,
     "engine": _Engine,
@@ -147,11 +148,16 @@ def _overrides(file: _File) -> Overrides:
 def _routing(file: _File) -> Routing | None:
     if file.routing is None and file.shadow is None and file.guard is None:
         return None
-    return Routing(
+    routing = Routing(
         **(file.routing.model_dump() if file.routing else {}),
         shadow=Shadow(**file.shadow.model_dump()) if file.shadow else None,
         guard=Guard(**file.guard.model_dump()) if file.guard else None,
     )
+    try:
+        check_routing(routing, MODEL_SETTINGS_FILE)
+    except ValueError as error:
+        raise BadModelFile(str(error)) from error
+    return routing
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -1,4 +1,4 @@
-"""Triton's `config.pbtxt`, beside a model's versions: what of it means something here, and why a model is refused by it.
+"""Triton's `config.pbtxt`, beside a model's versions: what of it means something here, and why it refuses a model.
 
 It is protobuf's text format, so protobuf reads it (onnxruntime brings it), by the fields below alone: their numbers are
 of no matter to text, and messages made by protoc would ask for a newer protobuf than onnxruntime does. Whatever else is
@@ -7,6 +7,7 @@ brought within them. Meaning of the fields: Triton's model_config.proto; the pag
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any, get_args  # Any: messages of a class that is made when the program runs
 
@@ -15,11 +16,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from models.manifest import MODEL_FILE
 from service.lifecycle.messages import Overrides
-from service.lifecycle.model_file import BadModelFile, ModelFile
+from service.lifecycle.model_file import TRITON_FILE, BadModelFile, ModelFile
 from service.lifecycle.version_policy import All, Latest, Policy, Specific
 from service.settings import BatchSize, Count, QueueItems
-
-TRITON_FILE = "config.pbtxt"
 
 _MESSAGES = {
     "ModelConfig": {
@@ -45,17 +44,20 @@ _MESSAGES = {
     "InstanceGroup": {"count": "int32"},
 }
 _ENUMS = {"TimeoutAction": ("REJECT", "DELAY")}
+_OPENING, _CLOSING = ("{", "<", "["), ("}", ">", "]")
 
 
 def parse_triton_config(text: str, name: str) -> ModelFile:
     """`name`: of the model's folder. Raises BadModelFile."""
     config = _message_class()()
     try:
-        text_format.Parse(text, config, allow_unknown_field=True)
-    except (text_format.ParseError, RecursionError) as error:
-        raise BadModelFile(f"{TRITON_FILE}: {' '.join(str(error).split())}") from error
+        read, ignored = _part_that_is_read(text)
+        text_format.Parse(read, config)
+    except text_format.ParseError as error:
+        reason = re.sub(r"^[\d: ]+", "", " ".join(str(error).split()))  # the place in what is left of it
+        raise BadModelFile(f"{TRITON_FILE}: {reason}") from error
     _refuse_what_is_not_ours(config, name)
-    return ModelFile(_policy(config), _overrides(config), None, _ignored(text))
+    return ModelFile(_policy(config), _overrides(config), None, ignored)
 
 
 def _refuse_what_is_not_ours(config: Any, name: str) -> None:
@@ -104,14 +106,45 @@ def _overrides(config: Any) -> Overrides:
 
 def _most(bounded: Any) -> int:
     """The largest number that a bounded type of service/settings.py takes."""
-    return next(int(limit.le) for limit in get_args(bounded)[1].metadata if isinstance(limit, Le))
+    limits = [limit.le for limit in get_args(bounded)[1].metadata if isinstance(limit, Le)]
+    assert isinstance(limits[0], int)
+    return limits[0]
 
 
-def _ignored(text: str) -> tuple[str, ...]:
-    """What is set and not read, each once: "dynamic_batching.preferred_batch_size"; of a message no field beside it."""
-    read = {"", *_paths("ModelConfig", "")}
-    found = (path for path in _set_fields(text) if path not in read and path.rpartition(".")[0] in read)
-    return tuple(dict.fromkeys(found))
+def _part_that_is_read(text: str) -> tuple[str, tuple[str, ...]]:
+    """The text without the fields that are not in `_MESSAGES`, one field a line, and the paths of those, each once.
+
+    A field's name is what a colon or a bracket follows; it is left out up to the next one beside it. (protobuf's own
+    `allow_unknown_field` does not know `input [ { ... } ]`, which is how most of these files have it.)
+    """
+    tokens = text_format.Tokenizer(text.splitlines())
+    known = set(_paths("ModelConfig", ""))
+    kept: list[str] = []
+    ignored: dict[str, None] = {}
+    opened: list[str] = []  # for each bracket that is open the field it belongs to, "" for a list's
+    name = ""
+    left_out_at = None  # how many brackets are open around the field that is left out
+    while not tokens.AtEnd():
+        part = tokens.token
+        tokens.NextToken()
+        if part in _CLOSING and opened:
+            name = opened.pop() or name
+            if left_out_at is not None and len(opened) < left_out_at:
+                left_out_at = None
+        elif part in _OPENING:
+            opened.append("" if part == "[" else name)
+        elif part.isidentifier() and tokens.token in (":", *_OPENING) and left_out_at in (None, len(opened)):
+            name = part
+            path = ".".join(each for each in (*opened, name) if each)
+            left_out_at = None if path in known else len(opened)
+            if left_out_at is not None:
+                ignored[path] = None
+            kept.append("\n")
+        if left_out_at is None:
+            kept.append(part)
+    if opened:
+        raise BadModelFile(f"{TRITON_FILE}: it ends before a bracket of {name or opened[-1]} is closed")
+    return " ".join(kept), tuple(ignored)
 
 
 def _paths(message: str, prefix: str) -> Iterator[str]:
@@ -119,23 +152,6 @@ def _paths(message: str, prefix: str) -> Iterator[str]:
         yield prefix + name
         if (part := kind.removeprefix("repeated ")) in _MESSAGES:
             yield from _paths(part, f"{prefix}{name}.")
-
-
-def _set_fields(text: str) -> Iterator[str]:
-    """Every field of a text that has been parsed: a name is what a value or a message follows."""
-    tokens = text_format.Tokenizer(text.splitlines())
-    path: list[str] = []
-    name = ""
-    while not tokens.AtEnd():
-        token = tokens.token
-        tokens.NextToken()
-        if token in ("{", "<"):
-            path.append(name)
-        elif token in ("}", ">"):
-            name = path.pop()
-        elif token.isidentifier() and tokens.token in (":", "{", "<", "["):
-            name = token
-            yield ".".join((*path, name))
 
 
 @functools.cache

@@ -36,8 +36,8 @@ from models.manifest import (
     read_golden,
     read_manifest,
 )
-from service.engine.repository import FoundVersion
 from service.engine.tuned import Knobs, Measurement
+from service.lifecycle.catalogue import FoundVersion
 from service.tuning.load import LONGEST, Seen, Stage
 
 _START_S = 120.0

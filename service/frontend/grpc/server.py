@@ -138,6 +138,7 @@ class GrpcServer:
             if self._frontend.health.state == "closing":
                 return Draining("the server is draining; send the request to another")
             model = request.model = self._find(message, data, context)
+            deadline = min(deadline, model.deadline(request.received_at, self._timeout_ns))
             return await self._frontend.run(prepare(model, message, deadline, request.received_at, write), request)
         except asyncio.CancelledError:
             if time.monotonic_ns() >= deadline - _UNDER_WAY_NS:  # the client knows, so this is but counted
