@@ -102,8 +102,10 @@ def _bench_engine(arguments: list[str]) -> int:
     from service.engine.bench import bench_engine
     from service.engine.serve import model_settings
     from service.engine.session import UnservableModel
+    from service.lifecycle.remote_start import settled_repository
 
     logging.basicConfig(level=logging.WARNING)
+    settings = settled_repository(settings)
     try:
         bench_engine(model, settings, model_settings(settings), say=lambda line: print(line, flush=True))
     except UnservableModel as error:

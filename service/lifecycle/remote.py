@@ -174,13 +174,13 @@ class Remote:
         try:
             keep_what_is_the_same(staging, files)
             self._bring_files(staging, files)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging.rename(target)
+            sync_folder(target.parent)
+            staging.with_name(f"{version}.json").unlink()
         except OSError as error:
             reason = error.strerror or str(error)
             raise RemoteError(self.url, f"{staging}: {reason}", "check the folder of remote.cache_dir") from error
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.rename(target)
-        sync_folder(target.parent)
-        staging.with_name(f"{version}.json").unlink()
 
     def _require_whole(self, name: str, version: str, files: dict[str, Entry]) -> None:
         """A manifest says what belongs to a version. One without may still be on its way, its manifest too."""
@@ -326,7 +326,7 @@ class Remote:
 def _noting(refused: dict[Key, str], key: Key) -> Iterator[None]:
     try:
         yield
-    except RemoteError as error:
+    except (RemoteError, OSError) as error:
         refused[key] = str(error)
 
 

@@ -36,6 +36,10 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true where it is public",
     "hf": "HF_TOKEN",
 }
+# An answer, or a service of the cloud that would give credentials and does not, or an account that is nowhere named.
+_NO_CREDENTIALS = re.compile(
+    r"403 Forbidden|401 Unauthorized|must be specified|latest/api/token|computeMetadata|metadata/identity"
+)
 
 
 class RemoteError(Exception):
@@ -143,18 +147,22 @@ def reader(url: str, store: "ObjectStore", conditional: bool) -> Callable[[Entry
 
     def read(entry: Entry, offset: int) -> Iterator[bytes | memoryview]:
         import obstore
+        import obstore.exceptions
 
-        options: GetOptions = {}
-        if offset:
-            options["range"] = {"offset": offset}
-        if conditional and entry.etag:
-            options["if_match"] = entry.etag
+        whole: GetOptions = {"if_match": entry.etag} if conditional and entry.etag else {}
+        rest: GetOptions = {**whole, "range": {"offset": offset}} if offset else whole
+        unwanted = 0
         with explaining(url, entry.path):
-            result = obstore.get(store, entry.path, options=options)
+            try:
+                result = obstore.get(store, entry.path, options=rest)
+            except obstore.exceptions.NotSupportedError:  # a web server without ranges sends it all again
+                result, unwanted = obstore.get(store, entry.path, options=whole), offset
             if result.meta["size"] != entry.size:
                 raise changed(url, f"{entry.path} has {result.meta['size']} bytes, and was listed with {entry.size}")
             for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
-                yield memoryview(chunk)
+                wanted = memoryview(chunk)[unwanted:]
+                unwanted -= len(chunk) - len(wanted)
+                yield wanted
 
     return read
 
@@ -180,7 +188,7 @@ def explaining(url: str, what: str) -> Iterator[None]:
         words = _words(error)
         if "NoSuchBucket" in words or "404 Not Found" in words:
             raise RemoteError(url, f"{what}: {words}", "check the URL") from error
-        if re.search(r"403 Forbidden|401 Unauthorized|latest/api/token|computeMetadata|metadata/identity", words):
+        if _NO_CREDENTIALS.search(words):
             raise RemoteError(url, f"{what}: {words}", _credentials(url)) from error
         raise Interrupted(url, f"{what}: {words}", "check that its server can be reached from here") from error
 

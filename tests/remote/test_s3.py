@@ -216,9 +216,7 @@ def test_what_is_in_use_stays_and_what_does_not_fit_beside_it_is_refused(open_bu
     remote = open_bucket(max_bytes=5 << 19)
     for version in ("1", "2"):
         remote.fetch("digits", version)
-    with pytest.raises(
-        RemoteError, match=r"digits version 3 has \d+ bytes, and remote.max_bytes, 2621440, has no room"
-    ):
+    with pytest.raises(RemoteError, match=r"digits version 3 has \d+ bytes, and remote.max_bytes, 2621440, has no"):
         remote.fetch("digits", "3", keep={("digits", "1"), ("digits", "2")})
     assert kept(remote) == ["1", "2"]
 
@@ -274,3 +272,17 @@ def test_a_full_disk_or_a_wrong_folder_is_an_error_of_the_version(bucket: Bucket
     bucket.put("models/digits/1", version_files(1, 100) | {"a": b"a file", "a/b": b"and a folder of the same name"})
     with pytest.raises(RemoteError, match=r"check the folder of remote.cache_dir"):
         open_bucket().fetch("digits", "1")
+
+
+def test_a_model_whose_folder_cannot_be_made_does_not_keep_others_away(bucket: Bucket, open_bucket: Open) -> None:
+    long = "m" * 300
+    bucket.put(f"models/{long}/1", version_files(1, 100))
+    bucket.put(f"models/{long}", {"model.toml": b""})
+    bucket.put("models/good/1", version_files(1, 100))
+    remote = open_bucket()
+    assert set(remote.refresh(newest)) == {(long, "1"), (long, "")}
+    assert kept_of(remote, "good") == ["1"]
+
+
+def kept_of(remote: Remote, name: str) -> list[str]:
+    return [path.name for path in (remote.repository / name).iterdir()]

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,10 +144,8 @@ class Proxy:
 
 
 def _shut(end: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     end.close()
 
 
@@ -167,10 +165,11 @@ def running_proxy(target: int) -> Iterator[Proxy]:
 
 @dataclass
 class WebServer:
-    """Files by path, with or without ranges. `asked`: method-less lines "<path> <range>" and the tokens that came.
+    """Files by path, with or without ranges. `asked`: paths and ranges; `tokens`: of whoever asked.
 
-    cut_after    of the next answer with a body so long, that many bytes are sent
+    cut_after    of the next answer that is longer, only so many bytes are sent
     redirects    by path, where to
+    failures     so many requests are answered 503
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -217,8 +216,6 @@ def running_web_server() -> Iterator[WebServer]:
                 return None
             self.wfile.write(body)
             return None
-
-        do_HEAD = do_GET
 
         def _empty(self, status: int, location: str | None = None) -> None:
             self.send_response(status)
