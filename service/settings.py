@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -29,6 +29,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 
 from service.admin_key import check_reach, read_key
+from service.settings_remote import RemoteRepository, located
 
 ENV_PREFIX = "SHOAL_"
 _NESTED = "__"
@@ -258,9 +259,9 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter=_NESTED, case_sensitive=False
     )
 
-    repository: Annotated[Path, Field(description="The model repository: `<name>/<version>/model.onnx`.")] = Path(
-        "models"
-    )
+    repository: Annotated[
+        Path, Field(description="The models, `<name>/<version>/model.onnx`: a folder, or a URL (docs/remote.md).")
+    ] = Path("models")
     server: Server = Server()
     images: Images = Images()
     batching: Batching = Batching()
@@ -268,6 +269,7 @@ class Settings(BaseSettings):
     control: Control = Control()
     admin: Admin = Admin()
     cache: Cache = Cache()
+    remote: RemoteRepository = RemoteRepository()
     logging: Logging = Logging()
 
     config: Annotated[Path | None, Field(description="A TOML file with any of these settings.")] = None
@@ -282,6 +284,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file.get())
+
+    @model_validator(mode="before")
+    @classmethod
+    def locate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return located(values)
 
     @model_validator(mode="after")
     def check(self) -> Self:

@@ -32,6 +32,8 @@ from typing import Literal, NoReturn
 from service.batching.link import Link, link_pair
 from service.control import control_pair, send_leave, send_link
 from service.lifecycle.frames import make_place
+from service.lifecycle.remote_source import RemoteError
+from service.lifecycle.remote_start import settled_repository
 from service.log import configure_logging
 from service.machine import available_cores, cuda_devices
 from service.metrics import SharedCounts
@@ -57,6 +59,10 @@ class StartError(Exception):
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
     """Run until a signal ends it; the exit status. `say` prints where to look. Raises StartError, SettingsError."""
     configure_logging(settings.logging)
+    try:
+        settings = settled_repository(settings)
+    except RemoteError as error:
+        raise StartError(str(error)) from error
     if not settings.repository.is_dir():
         raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
     require_device(settings)

@@ -107,7 +107,8 @@ def test_every_knob_can_be_set_by_flag_and_by_environment(monkeypatch: pytest.Mo
         "gpu_mem_limit_bytes": str(1 << 30),
         "level": "error",
         "format": "json",
-        "repository": "elsewhere",
+        "repository": "s3://elsewhere/models",
+        "url": "s3://elsewhere/models",
         "grpc_port": "3",  # no other server is there
         "key": "k" * 16,
     }
