@@ -15,9 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Hashable
 from functools import partial
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,6 +25,7 @@ from service.controller.guarded import Guards
 from service.controller.peers import EngineLost, EnginePeer, Peers
 from service.controller.routes import Change, changed
 from service.controller.state_file import restored, save
+from service.controller.versions import ALL, Key, Versions
 from service.controller.watch import changes
 from service.errors import (
     EngineError,
@@ -38,10 +37,7 @@ from service.errors import (
     VersionInUse,
 )
 from service.lifecycle.catalogue import (
-    Catalogue,
     FoundVersion,
-    ListedModel,
-    ListedVersion,
     RepositoryUnreadable,
     Settling,
     scan,
@@ -57,13 +53,10 @@ from service.lifecycle.messages import (
     Reply,
     SetLog,
     SetLogLevel,
-    State,
     Table,
     UnloadModel,
-    VersionState,
 )
-from service.lifecycle.routing import Routing, check_routing, named_versions, roll_back
-from service.lifecycle.version_policy import Latest, in_order, wanted
+from service.lifecycle.routing import check_routing, named_versions, roll_back
 from service.log import set_level
 from service.metrics import SharedCounts
 from service.settings import Settings
@@ -71,8 +64,6 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _JUDGE_S = 1.0
-_ALL = "*"
-Key = tuple[str, str]
 
 
 class Controller:
@@ -82,13 +73,7 @@ class Controller:
         self._settings = settings
         self._n_engines = n_engines
         self._peers = Peers(place, self._engine_came, self._frontend_came, self._asked)
-        self._catalogue: Catalogue = {}
-        self._usable: set[Key] | None = None  # what may be loaded; None: whatever is there whole
-        self._states: dict[Key, VersionState] = {}
-        self._plans: dict[Key, Plan] = {}  # of what is served
-        self._refused: dict[Key, Hashable] = {}  # the fingerprint of what was refused
-        self._reasons: dict[Key, str] = {}  # of the last load that failed
-        self._table = Table()
+        self._versions = Versions(settings)
         self._guards = Guards(counts)
         self._change = asyncio.Lock()
         self._started = False
@@ -115,15 +100,17 @@ class Controller:
     async def _start(self) -> None:
         for engine in self._peers.engines.values():
             self._adopt(engine)
-        if not self._table.complete and (path := self._settings.control.state_file) is not None:
+        if not self._versions.table.complete and (path := self._settings.control.state_file) is not None:
             kept = restored(path)
-            self._table = replace(self._table, routing=kept.routing, explicit=kept.explicit, files=kept.files)
-        self._look()
-        names = [name for name in self._by_size() if self._is_chosen(name)]
+            self._versions.table = replace(
+                self._versions.table, routing=kept.routing, explicit=kept.explicit, files=kept.files
+            )
+        self._versions.look()
+        names = [name for name in self._versions.by_size() if self._versions.is_chosen(name)]
         for name in names:
             await self._reconcile(name, tried=True, share=len(names))
         self._started = True
-        self._table = replace(self._table, complete=True)
+        self._versions.table = replace(self._versions.table, complete=True)
         self._publish()
         for engine in self._peers.engines.values():
             engine.send(AllLoaded())
@@ -131,12 +118,8 @@ class Controller:
     def _adopt(self, engine: EnginePeer) -> None:
         """What an engine serves already, where this controller has taken another's place."""
         for serving in engine.serving:
-            self._plans[serving.name, serving.version] = serving.plan
-            self._set_state((serving.name, serving.version), "READY")
-
-    def _by_size(self) -> list[str]:
-        """Models, small ones first: they answer early."""
-        return sorted(self._catalogue, key=lambda name: _newest_bytes(self._catalogue[name]))
+            self._versions.plans[serving.name, serving.version] = serving.plan
+            self._versions.set_state((serving.name, serving.version), "READY")
 
     def _engine_came(self, engine: EnginePeer) -> None:
         if self._started:
@@ -148,8 +131,8 @@ class Controller:
             self._adopt(engine)
             there = {(serving.name, serving.version) for serving in engine.serving}
             try:
-                for key, plan in list(self._plans.items()):
-                    if key not in there and (found := self._found(key)) is not None:
+                for key, plan in list(self._versions.plans.items()):
+                    if key not in there and (found := self._versions.found(key)) is not None:
                         await engine.load(found, plan, 0.0)
                 engine.send(AllLoaded())
             except EngineLost:
@@ -157,67 +140,41 @@ class Controller:
 
     def _frontend_came(self, table: Table | None) -> None:
         """The newest of the tables holds: this controller may have taken another's place."""
-        if table is not None and table.generation > self._table.generation:
-            self._table = table
+        if table is not None and table.generation > self._versions.table.generation:
+            self._versions.table = table
             for state in table.versions:
-                self._states.setdefault((state.name, state.version), state)
-        self._peers.tell_frontends(self._table)
+                self._versions.states.setdefault((state.name, state.version), state)
+        self._peers.tell_frontends(self._versions.table)
 
     # ── what holds ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _publish(self, **changes: Any) -> None:
-        """Tell every frontend."""
-        versions = tuple(self._states[key] for key in sorted(self._states))
-        table = replace(self._table, generation=self._table.generation + 1, versions=versions, **changes)
-        self._table = table
+    def _publish(self) -> None:
+        """Tell every frontend how things stand."""
+        table = self._versions.told()
         self._peers.tell_frontends(table)
         if (path := self._settings.control.state_file) is not None and table.complete:
             save(path, table)
-
-    def _set_state(self, key: Key, state: State, reason: str = "") -> None:
-        self._states[key] = VersionState(*key, state, reason)
-
-    def _routing(self, name: str) -> Routing:
-        return self._table.routing.get(name, Routing())
-
-    def _served(self, name: str) -> list[str]:
-        return [version for model, version in self._plans if model == name]
 
     # ── loading and retiring ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _reconcile(self, name: str, tried: bool = False, share: int = 1) -> None:
         """Load what is wanted and missing, then retire what is not wanted. `tried`: without the gate, at the start."""
-        while missing := [version for version in self._wanted(name) if (name, version) not in self._plans]:
-            await self._load((name, missing[-1]), tried, self._settings.engine.tune_budget_s / share)
-        for version in set(self._served(name)) - set(self._wanted(name)):
+        while missing := self._versions.missing(name):
+            await self._load((name, missing[0]), tried, self._settings.engine.tune_budget_s / share)
+        for version in set(self._versions.served(name)) - set(self._versions.wanted(name)):
             await self._retire((name, version))
-
-    def _wanted(self, name: str) -> list[str]:
-        """Versions that are to be served, in ascending order."""
-        model = self._catalogue.get(name)
-        if model is None:
-            return self._kept(name)
-        if model.refused:
-            return self._served(name)
-        asked = self._table.explicit.get(name, {})
-        refused = {listed.version for listed in model.versions if not self._is_usable(name, listed)}
-        refused |= {version for version, wish in asked.items() if not wish}
-        pinned = named_versions(self._routing(name)) | {version for version, wish in asked.items() if wish}
-        there = {listed.version for listed in model.versions}
-        if asked.get(_ALL, self._is_chosen(name)):
-            policy = model.settings.policy or Latest(self._settings.control.latest)
-            return wanted(policy, there, refused, pinned)
-        return in_order((there & pinned) - refused)
 
     async def _load(self, key: Key, tried: bool, budget_s: float) -> None:
         """Served by all engines, or refused by state. A version of that number that is served goes on until then."""
         name, version = key
-        found = self._found(key)
+        found = self._versions.found(key)
         assert found is not None, "bug: what is loaded has been found"
         begun = time.monotonic()
-        plan = self._plans.get(key) or next((self._plans[name, other] for other in self._served(name)), None)
-        if key not in self._plans:
-            self._set_state(key, "LOADING")
+        plan = self._versions.plans.get(key) or next(
+            (self._versions.plans[name, other] for other in self._versions.served(name)), None
+        )
+        if key not in self._versions.plans:
+            self._versions.set_state(key, "LOADING")
             self._publish()
         reason = ""
         if not tried:
@@ -229,18 +186,18 @@ class Controller:
             reason, plan = await self._load_everywhere(found, plan, budget_s)
         if not reason:
             assert plan is not None, "bug: loaded without a plan"
-            self._plans[key] = plan
-            self._refused.pop(key, None)
-            self._set_state(key, "READY")
+            self._versions.plans[key] = plan
+            self._versions.refused.pop(key, None)
+            self._versions.set_state(key, "READY")
             if not tried:
                 log.info("model %s version %s is served, %.2f s after", name, version, time.monotonic() - begun)
         else:
-            self._refused[key] = self._fingerprint(key)
-            self._reasons[key] = reason
-            if key in self._plans:
+            self._versions.refused[key] = self._versions.fingerprint(key)
+            self._versions.reasons[key] = reason
+            if key in self._versions.plans:
                 log.error("model %s version %s: another load of it failed, it goes on as it was: %s", *key, reason)
             else:
-                self._set_state(key, "UNAVAILABLE", reason)
+                self._versions.set_state(key, "UNAVAILABLE", reason)
                 log.error("model %s version %s is not served: %s", *key, reason)
         self._publish()
 
@@ -270,7 +227,9 @@ class Controller:
     async def _make_room(self, key: Key, short: str) -> str:
         """What stands against loading where memory is short: nothing, once what it replaces is gone."""
         name, version = key
-        replaced = set(self._served(name)) - {wanted for wanted in self._wanted(name) if wanted != version}
+        replaced = set(self._versions.served(name)) - {
+            wanted for wanted in self._versions.wanted(name) if wanted != version
+        }
         if self._settings.control.when_memory_is_short == "refuse" or not replaced:
             return short
         log.warning("model %s version %s: %s, so what it replaces goes first", name, version, short)
@@ -280,67 +239,18 @@ class Controller:
 
     async def _retire(self, key: Key) -> None:
         """Once its last request is answered, it is gone from every engine."""
-        del self._plans[key]
-        self._set_state(key, "UNLOADING")
+        del self._versions.plans[key]
+        self._versions.set_state(key, "UNLOADING")
         self._publish()
+        await self._peers.until_told(self._versions.table.generation)  # nobody routes to it any more
         for engine in list(self._peers.engines.values()):
             with contextlib.suppress(EngineLost):
                 await engine.unload(*key)
-        self._set_state(key, "UNAVAILABLE", "unloaded")
+        self._versions.set_state(key, "UNAVAILABLE", "unloaded")
         self._publish()
         log.info("model %s version %s is no longer served", *key)
 
     # ── the repository ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def _look(self, catalogue: Catalogue | None = None, usable: set[Key] | None = None) -> None:
-        """What is on disk now, or was just seen there. A settings file that is new overrides what was asked for."""
-        try:
-            self._catalogue = scan(self._settings.repository) if catalogue is None else catalogue
-        except RepositoryUnreadable as error:
-            log.error("%s", error)  # what is served goes on
-            return
-        self._usable = usable
-        routing, files = dict(self._table.routing), dict(self._table.files)
-        for name, model in self._catalogue.items():
-            if not model.refused and files.get(name, "") != model.digest:
-                files[name] = model.digest
-                routing[name] = model.settings.routing or Routing()
-            for listed in model.versions:
-                if (name, listed.version) not in self._plans and (why := model.refused or listed.incomplete):
-                    self._set_state((name, listed.version), "UNAVAILABLE", why)
-        there = {(model.name, listed.version) for model in self._catalogue.values() for listed in model.versions}
-        self._states = {key: state for key, state in self._states.items() if key in there or key in self._plans}
-        self._table = replace(self._table, routing=_without_plain(routing), files=files)
-
-    def _found(self, key: Key) -> FoundVersion | None:
-        model = self._catalogue.get(key[0])
-        if model is None or key[1] not in {listed.version for listed in model.versions}:
-            return None
-        return model.found(key[1])
-
-    def _fingerprint(self, key: Key) -> Hashable:
-        """Of the version and its model's settings, as they are on disk; None: it is not there."""
-        if (model := self._catalogue.get(key[0])) is None:
-            return None
-        return model.digest, next((each.fingerprint for each in model.versions if each.version == key[1]), None)
-
-    def _kept(self, name: str) -> list[str]:
-        """Of a model that is no longer there: what its routing names goes on."""
-        return in_order(named_versions(self._routing(name)) & set(self._served(name)))
-
-    def _is_usable(self, name: str, listed: ListedVersion) -> bool:
-        """Whether it may be loaded, or goes on: what was refused may not until it changes."""
-        key = name, listed.version
-        if key in self._plans:
-            return True
-        settled = self._usable is None or key in self._usable
-        refused = key in self._refused and self._refused[key] == self._fingerprint(key)
-        return settled and not listed.incomplete and not refused
-
-    def _is_chosen(self, name: str) -> bool:
-        """Whether it is served without being asked for."""
-        chosen = [part.strip() for part in self._settings.control.load_at_start.split(",")]
-        return self._settings.control.mode == "poll" or _ALL in chosen or name in chosen
 
     async def _follow(self) -> None:
         """Mode poll: as the repository changes."""
@@ -354,8 +264,8 @@ class Controller:
                 continue
             usable = settling.look(seen, time.monotonic())
             async with self._change:
-                self._look(seen, usable)
-                for name in {*seen, *(name for name, _ in self._plans)}:
+                self._versions.look(seen, usable)
+                for name in {*seen, *(name for name, _ in self._versions.plans)}:
                     await self._reconcile(name)
                 self._publish()
 
@@ -363,9 +273,10 @@ class Controller:
         """Every second: whether a canary is to be taken out of its split."""
         while True:
             await asyncio.sleep(_JUDGE_S)
-            for name, reason in self._guards.look(self._table.routing, time.monotonic()).items():
+            for name, reason in self._guards.look(self._versions.table.routing, time.monotonic()).items():
                 log.error("model %s: rolled back: %s", name, reason)
-                self._set_routing(name, roll_back(self._routing(name), reason))
+                self._versions.route(name, roll_back(self._versions.routing(name), reason))
+                self._publish()
 
     # ── what is asked for ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -373,7 +284,7 @@ class Controller:
         try:
             async with self._change:
                 await self._do(ask.command)
-                await self._peers.until_told(self._table.generation)
+                await self._peers.until_told(self._versions.table.generation)
         except ServiceError as error:
             return Reply(ask.id, type(error).__name__, str(error))
         except ValueError as error:
@@ -399,85 +310,62 @@ class Controller:
 
     async def _load_by_request(self, name: str, version: str | None) -> None:
         """What is served already is loaded again, beside itself."""
-        self._look()
-        there = self._versions(name)
+        self._versions.look()
+        there = self._versions.on_disk(name)
         if version is not None and version not in there:
             raise UnknownModel(f"model {name!r} has no version {version!r}; found: {', '.join(there)}")
         for each in there if version is None else (version,):
-            self._refused.pop((name, each), None)
-        self._wish(name, version or _ALL, True)
-        targets = self._wanted(name) if version is None else [version]
-        again = [each for each in targets if (name, each) in self._plans]
+            self._versions.refused.pop((name, each), None)
+        self._versions.wish(name, version or ALL, True)
+        targets = self._versions.wanted(name) if version is None else [version]
+        again = [each for each in targets if (name, each) in self._versions.plans]
         await self._reconcile(name)
         for each in again:
             await self._load((name, each), False, 0.0)
-        failed = [each for each in targets if (name, each) in self._refused]
+        failed = [each for each in targets if (name, each) in self._versions.refused]
         if failed:
-            reasons = "; ".join(f"version {each}: {self._reasons[name, each]}" for each in failed)
+            reasons = "; ".join(f"version {each}: {self._versions.reasons[name, each]}" for each in failed)
             for each in failed:
-                self._refused.pop((name, each)) if each in again else self._wish(name, each, None)
+                self._versions.refused.pop((name, each)) if each in again else self._versions.wish(name, each, None)
             raise LoadRefused(f"failed to load {name!r}, {reasons}")
 
     async def _unload_by_request(self, name: str, version: str | None) -> None:
-        there = self._served(name)
+        there = self._versions.served(name)
         if version is not None and version not in there:
             raise UnknownModel(
                 f"model {name!r} version {version!r} is not served; served: {', '.join(there) or 'none'}"
             )
-        used = named_versions(self._routing(name)) & ({version} if version else set(there))
+        used = named_versions(self._versions.routing(name)) & ({version} if version else set(there))
         if used:
             raise VersionInUse(
                 f"model {name!r} version {', '.join(sorted(used))}: an alias, the split or the shadow names it; "
                 "move or remove these first"
             )
         if version is None:
-            self._table.explicit.pop(name, None)
-        self._wish(name, version or _ALL, False)
+            self._versions.table.explicit.pop(name, None)
+        self._versions.wish(name, version or ALL, False)
         await self._reconcile(name)
-
-    def _wish(self, name: str, version: str, wish: bool | None) -> None:
-        """None: as if nobody had asked."""
-        wishes = {**self._table.explicit.get(name, {}), version: wish}
-        kept = {each: value for each, value in wishes.items() if value is not None}
-        self._table = replace(self._table, explicit={**self._table.explicit, name: kept})
-
-    def _versions(self, name: str) -> list[str]:
-        """Those on disk. Raises UnknownModel, LoadRefused."""
-        if (model := self._catalogue.get(name)) is None:
-            raise UnknownModel(f"no model {name!r} in the repository; found: {', '.join(self._catalogue) or 'none'}")
-        if model.refused:
-            raise LoadRefused(model.refused)
-        return [listed.version for listed in model.versions]
 
     async def _route(self, change: Change) -> None:
         """Change a model's routing. Versions that it names are loaded first, so that it never points at nothing."""
         name = change.name
-        there = self._versions(name)
-        after = changed(self._routing(name), change)
+        there = self._versions.on_disk(name)
+        after = changed(self._versions.routing(name), change)
         check_routing(after, f"model {name!r}")
         for version in sorted(named_versions(after)):
-            if version not in there and version not in self._served(name):
+            if version not in there and version not in self._versions.served(name):
                 raise UnknownModel(f"model {name!r} has no version {version!r}; found: {', '.join(there)}")
-            if (name, version) not in self._plans:
+            if (name, version) not in self._versions.plans:
                 if self._settings.control.mode == "none":
                     raise ModelControlOff(
                         f"model {name!r} version {version} is not served, and with --control.mode none none is loaded; "
-                        f"served: {', '.join(self._served(name))}"
+                        f"served: {', '.join(self._versions.served(name))}"
                     )
                 await self._load((name, version), False, self._settings.engine.tune_budget_s)
-                if (name, version) not in self._plans:
-                    raise LoadRefused(f"failed to load {name!r} version {version}: {self._reasons[name, version]}")
-        self._set_routing(name, after)
+                if (name, version) not in self._versions.plans:
+                    raise LoadRefused(
+                        f"failed to load {name!r} version {version}: {self._versions.reasons[name, version]}"
+                    )
+        self._versions.route(name, after)
+        self._publish()
         await self._reconcile(name)
-
-    def _set_routing(self, name: str, routing: Routing) -> None:
-        self._publish(routing=_without_plain({**self._table.routing, name: routing}))
-
-
-def _without_plain(routings: dict[str, Routing]) -> dict[str, Routing]:
-    """Those that say anything."""
-    return {name: routing for name, routing in routings.items() if routing != Routing()}
-
-
-def _newest_bytes(model: ListedModel) -> int:
-    return sum(size for _, size, _, _ in model.versions[-1].fingerprint) if model.versions else 0
