@@ -110,6 +110,8 @@ class Remote:
         Raises   RemoteError
         """
         with self._alone():
+            if not (self.repository / name / version).is_dir():
+                self.list()  # what was wrong with it may have been put right
             return self._fetch(name, version, keep)
 
     def refresh(
@@ -313,9 +315,14 @@ class Remote:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """While another process works on this folder, wait; then clear away what one left that was killed."""
-        self.repository.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=True)
-        with (self._folder / "lock").open("a") as file:
+        try:
+            self.repository.mkdir(parents=True, exist_ok=True)
+            self._staging.mkdir(exist_ok=True)
+            lock = (self._folder / "lock").open("a")
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}"
+            raise RemoteError(self.url, what, "choose another folder with remote.cache_dir") from error
+        with lock as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             for left in self._folder.glob(".gone-*"):
                 shutil.rmtree(left)

@@ -106,7 +106,7 @@ def test_a_file_with_a_wrong_digest_never_serves_and_is_not_tried_again(
     assert proxy.passed - sent < 100_000, "the file was not sent again"
     assert not list(tmp_path.glob("cache/*/repository/digits/*"))
     bucket.put("models/digits/1", files)
-    assert remote.refresh(newest) == {}
+    assert contents(remote.fetch("digits", "1")) == files, "put right, it is taken"
 
 
 @pytest.mark.parametrize(
@@ -286,3 +286,9 @@ def test_a_model_whose_folder_cannot_be_made_does_not_keep_others_away(bucket: B
 
 def kept_of(remote: Remote, name: str) -> list[str]:
     return [path.name for path in (remote.repository / name).iterdir()]
+
+
+def test_a_cache_that_cannot_be_made_is_named(proxy: Proxy, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(RemoteError, match=r"cache.*: Not a directory; choose another folder with remote.cache_dir"):
+        open_remote("s3://bucket/models", tmp_path / "cache", 1000).refresh(newest)
