@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from service.supervisor import StartError, serve  # here, so that `--help` and wrong settings answer at once
+    from service.listening import StartError
+    from service.supervisor import serve  # here, so that `--help` and wrong settings answer at once
 
     try:
         return serve(settings, say=lambda line: print(line, flush=True))

@@ -18,14 +18,13 @@ shared. This process therefore never starts a thread. Decisions: docs/adr/0009, 
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import logging
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -34,6 +33,7 @@ from service.control import control_pair, send_leave, send_link
 from service.lifecycle.frames import make_place
 from service.lifecycle.remote_source import RemoteError
 from service.lifecycle.remote_start import settled_repository
+from service.listening import StartError, listen, listen_for_admin, require_device, require_grpc, settled_grpc_port
 from service.log import configure_logging
 from service.machine import available_cores, cuda_devices
 from service.metrics import SharedCounts
@@ -42,7 +42,6 @@ from service.trust import trusted_keys
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 2048
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MOST_DEATHS = 5  # of all children together
 _DEATHS_WITHIN_S = 60.0
@@ -50,10 +49,6 @@ _ENGINE_END_S = 15.0
 _FRONTENDS_PER_ENGINE = 4
 
 Role = Literal["controller", "engine", "frontend"]
-
-
-class StartError(Exception):
-    """The service cannot start. The message says what stands in the way."""
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
@@ -90,88 +85,6 @@ def engine_count(settings: Settings) -> int:
     if settings.engine.engines is not None:
         return settings.engine.engines
     return 1 if settings.engine.device == "cpu" else max(1, len(cuda_devices()))
-
-
-def require_device(settings: Settings) -> None:
-    """Raises StartError where a GPU is asked for by name and there is none: no model would ever be ready."""
-    if settings.engine.device in ("cuda", "tensorrt") and not cuda_devices():
-        raise StartError(
-            f"--engine.device {settings.engine.device}: no CUDA device here, or the package without CUDA is installed; "
-            "needed are a driver's device and pip install 'shoal[gpu]' in place of 'shoal[cpu]'"
-        )
-
-
-def listen(host: str, port: int, n: int, flag: str = "--port") -> list[socket.socket]:
-    """`n` sockets on one port, between which the kernel spreads connections. Raises StartError."""
-    listeners: list[socket.socket] = []
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        for _ in range(n):
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if n > 1:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address if listener is listeners[0] else listeners[0].getsockname())
-        for listener in listeners:
-            listener.listen(_BACKLOG)
-    except OSError as error:
-        raise StartError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with {flag}"
-        ) from error
-    return listeners
-
-
-def listen_for_admin(settings: Settings, n: int) -> tuple[list[socket.socket], Settings]:
-    """As `listen`, or none; and the settings with the port that `admin.port` turned out to be. Raises StartError."""
-    admin = settings.admin
-    if admin.port is None:
-        return [], settings
-    listeners = listen(admin.host, admin.port, n, "--admin.port")
-    admin = admin.model_copy(update={"port": listeners[0].getsockname()[1]})
-    return listeners, settings.model_copy(update={"admin": admin})
-
-
-def require_grpc(settings: Settings) -> None:
-    """Raises StartError where a port for gRPC is given and what serves it is not installed."""
-    if settings.server.grpc_port is None:
-        return
-    for name in ("grpc", "google", "google.protobuf"):
-        if importlib.util.find_spec(name) is None:
-            raise StartError(
-                f"--server.grpc-port {settings.server.grpc_port}: the extra `grpc` is not installed; pip install "
-                "'shoal[cpu,grpc]', or 'shoal[gpu,grpc]'"
-            )
-
-
-@contextlib.contextmanager
-def settled_grpc_port(settings: Settings) -> Iterator[Settings]:
-    """The settings with a port that all frontends can share, which is kept until the end. Raises StartError.
-
-    gRPC binds for itself, in each frontend. The port is first bound alone, which fails where anybody listens, even one
-    who would share; then held by a socket that shares it and never listens.
-    """
-    host, port = settings.server.host, settings.server.grpc_port
-    if port is None:
-        yield settings
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind, protocol) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind(address)
-                address = alone.getsockname()
-            held = stack.enter_context(socket.socket(family, kind, protocol))
-            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-                held.setsockopt(socket.SOL_SOCKET, option, 1)
-            held.bind(address)
-        except OSError as error:
-            raise StartError(
-                f"cannot listen on {host} port {port}: {error.strerror}; choose another with --server.grpc-port"
-            ) from error
-        server = settings.server.model_copy(update={"grpc_port": address[1]})
-        yield settings.model_copy(update={"server": server})
 
 
 @dataclass

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from service.controller import gate
 from service.controller.guarded import Guards
 from service.controller.peers import EngineLost, EnginePeer, Peers
+from service.controller.remote_repository import RemoteRepository
 from service.controller.routes import Change, changed
 from service.controller.state_file import restored, save
 from service.controller.versions import ALL, Key, Versions
@@ -74,6 +75,7 @@ class Controller:
         self._n_engines = n_engines
         self._peers = Peers(place, self._engine_came, self._frontend_came, self._asked)
         self._versions = Versions(settings)
+        self._remote = RemoteRepository(settings)
         self._guards = Guards(counts)
         self._change = asyncio.Lock()
         self._started = False
@@ -257,6 +259,9 @@ class Controller:
         control = self._settings.control
         settling = Settling(control.settle_s)
         async for _ in changes(self._settings.repository, partial(settling.next_at), control.rescan_s):
+            if self._remote.is_due:
+                async with self._change:
+                    await self._bring()
             try:
                 seen = scan(self._settings.repository)
             except RepositoryUnreadable as error:
@@ -268,6 +273,15 @@ class Controller:
                 for name in {*seen, *(name for name, _ in self._versions.plans)}:
                     await self._reconcile(name)
                 self._publish()
+
+    async def _bring(self) -> None:
+        """From the remote, where there is one."""
+        versions = self._versions
+        for (name, version), reason in (await self._remote.bring(versions.wanted_of, set(versions.plans))).items():
+            versions.reasons[name, version] = reason
+            if (name, version) not in versions.plans and version:
+                versions.set_state((name, version), "UNAVAILABLE", reason)
+            log.error("model %s version %s is not brought: %s", name, version, reason)
 
     async def _judge(self) -> None:
         """Every second: whether a canary is to be taken out of its split."""
@@ -310,13 +324,14 @@ class Controller:
 
     async def _load_by_request(self, name: str, version: str | None) -> None:
         """What is served already is loaded again, beside itself."""
+        self._versions.wish(name, version or ALL, True)
+        await self._bring()
         self._versions.look()
         there = self._versions.on_disk(name)
         if version is not None and version not in there:
             raise UnknownModel(f"model {name!r} has no version {version!r}; found: {', '.join(there)}")
         for each in there if version is None else (version,):
             self._versions.refused.pop((name, each), None)
-        self._versions.wish(name, version or ALL, True)
         targets = self._versions.wanted(name) if version is None else [version]
         again = [each for each in targets if (name, each) in self._versions.plans]
         await self._reconcile(name)

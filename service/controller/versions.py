@@ -5,7 +5,7 @@ on disk (catalogue) ─ refused ─ not settled ─► policy, or what was asked
 """
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from msgspec.structs import replace
 
@@ -47,6 +47,11 @@ class Versions:
         versions = tuple(self.states[key] for key in sorted(self.states))
         self.table = replace(self.table, generation=self.table.generation + 1, versions=versions)
         return self.table
+
+    def plan_for(self, key: Key) -> Plan | None:
+        """How it is run, or another version of the model: then nothing need be measured beside what is served."""
+        name, _ = key
+        return self.plans.get(key) or next((self.plans[name, other] for other in self.served(name)), None)
 
     def route(self, name: str, routing: Routing) -> None:
         self.table = replace(self.table, routing=_without_plain({**self.table.routing, name: routing}))
@@ -110,6 +115,17 @@ class Versions:
         settled = self.usable is None or key in self.usable
         refused = key in self.refused and self.refused[key] == self.fingerprint(key)
         return settled and not listed.incomplete and not refused
+
+    def wanted_of(self, name: str, versions: Sequence[str]) -> list[str]:
+        """Of a model's versions at the remote, those to bring: as `wanted`, of what is not here yet."""
+        asked = self.table.explicit.get(name, {})
+        pinned = named_versions(self.routing(name)) | {version for version, wish in asked.items() if wish}
+        refused = {version for model, version in self.refused if model == name}
+        if not asked.get(ALL, self.is_chosen(name)):
+            return [version for version in versions if version in pinned]
+        model = self.catalogue.get(name)
+        policy = (model.settings.policy if model else None) or Latest(self._settings.control.latest)
+        return wanted(policy, versions, refused, pinned)
 
     def is_chosen(self, name: str) -> bool:
         """Whether it is served without being asked for."""

@@ -18,7 +18,8 @@ from litestar.handlers import BaseRouteHandler
 from pydantic import SecretStr
 
 from service.errors import ModelControlOff, Unauthorized
-from service.settings import Admin, Settings
+from service.settings import Settings
+from service.settings_lifecycle import Admin
 
 log = logging.getLogger(__name__)
 
