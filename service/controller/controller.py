@@ -172,9 +172,7 @@ class Controller:
         found = self._versions.found(key)
         assert found is not None, "bug: what is loaded has been found"
         begun = time.monotonic()
-        plan = self._versions.plans.get(key) or next(
-            (self._versions.plans[name, other] for other in self._versions.served(name)), None
-        )
+        plan = self._versions.plan_for(key)
         if key not in self._versions.plans:
             self._versions.set_state(key, "LOADING")
             self._publish()
@@ -324,9 +322,17 @@ class Controller:
 
     async def _load_by_request(self, name: str, version: str | None) -> None:
         """What is served already is loaded again, beside itself."""
+        asked_before = self._versions.table.explicit
         self._versions.wish(name, version or ALL, True)
         await self._bring()
         self._versions.look()
+        try:
+            await self._load_wished(name, version)
+        except UnknownModel:
+            self._versions.table = replace(self._versions.table, explicit=asked_before)
+            raise
+
+    async def _load_wished(self, name: str, version: str | None) -> None:
         there = self._versions.on_disk(name)
         if version is not None and version not in there:
             raise UnknownModel(f"model {name!r} has no version {version!r}; found: {', '.join(there)}")
