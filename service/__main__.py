@@ -1,6 +1,8 @@
 """python -m service serve         serve the model repository over HTTP
 python -m service check         load every model as `serve` would and say which would answer; exit 1 when one would not
 python -m service tune          find out under load how a model is best run within a latency; `serve` uses it
+python -m service models        what a running service serves: list, load, unload, alias, split, shadow, guard, promote,
+                                log-level, drain; asks its admin API
 python -m service bench-engine  items/s of one model in the engine alone, by batch size
 python -m service index DIR     write DIR/index.json, from which a web server's folder DIR is a repository
 Flags: python -m service serve --help, and so for each of the others
@@ -14,7 +16,7 @@ from pathlib import Path
 from service.lifecycle.remote_source import RemoteError
 from service.settings import Settings, SettingsError, read_settings
 
-_COMMANDS = ("serve", "check", "tune", "bench-engine", "index")
+_COMMANDS = ("serve", "check", "tune", "models", "bench-engine", "index")
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +27,8 @@ def main(arguments: list[str]) -> int:
     try:
         if command == "tune":
             return _tune(flags)
+        if command == "models":
+            return _models(flags)
         if command == "bench-engine":
             return _bench_engine(flags)
         if command == "index":
@@ -59,6 +63,12 @@ def _tune(arguments: list[str]) -> int:
     from service.tuning.command import main as tune
 
     return tune(arguments)
+
+
+def _models(arguments: list[str]) -> int:
+    from service.models_command import main as models
+
+    return models(arguments)
 
 
 def _check(settings: Settings) -> int:

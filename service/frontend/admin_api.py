@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from litestar import Router, delete, get, post, put
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
 from service.batching.client import version_key
@@ -127,7 +127,7 @@ async def model(state: State, model_name: FromPath[str]) -> ModelState:
     summary="Load a version, or what the policy wants; answered once it serves or is refused",
     responses=_CONTROL,
 )
-async def load(state: State, model_name: FromPath[str], data: Which | None = None) -> ModelState:
+async def load(state: State, model_name: FromPath[str], data: JSONBody[Which | None] = None) -> ModelState:
     require_control(state.settings, True, "load", model_name)
     return await _change(state, LoadModel(model_name, data.version if data else None))
 
@@ -138,13 +138,15 @@ async def load(state: State, model_name: FromPath[str], data: Which | None = Non
     summary="Unload a version, or all; answered once the last request to it is",
     responses=_CONTROL,
 )
-async def unload(state: State, model_name: FromPath[str], data: Which | None = None) -> ModelState:
+async def unload(state: State, model_name: FromPath[str], data: JSONBody[Which | None] = None) -> ModelState:
     require_control(state.settings, True, "unload", model_name)
     return await _change(state, UnloadModel(model_name, data.version if data else None))
 
 
 @put("/models/{model_name:str}/aliases/{alias:str}", summary="Move an alias to a version", responses=_ROUTE)
-async def move_alias(state: State, model_name: FromPath[str], alias: FromPath[str], data: AliasTarget) -> ModelState:
+async def move_alias(
+    state: State, model_name: FromPath[str], alias: FromPath[str], data: JSONBody[AliasTarget]
+) -> ModelState:
     return await _change(state, MoveAlias(model_name, _alias(alias), data.version))
 
 
@@ -154,7 +156,7 @@ async def remove_alias(state: State, model_name: FromPath[str], alias: FromPath[
 
 
 @put("/models/{model_name:str}/split", summary="Share requests that name no version between targets", responses=_ROUTE)
-async def set_split(state: State, model_name: FromPath[str], data: Split) -> ModelState:
+async def set_split(state: State, model_name: FromPath[str], data: JSONBody[Split]) -> ModelState:
     if sum(data.weights.values()) <= 0:
         raise MalformedRequest("weights: expected one above 0")
     if not _STICKY.fullmatch(data.sticky):
@@ -172,7 +174,7 @@ async def remove_split(state: State, model_name: FromPath[str]) -> ModelState:
     summary="Repeat requests on a version or alias, and compare the answers",
     responses=_ROUTE,
 )
-async def set_shadow(state: State, model_name: FromPath[str], data: Shadow) -> ModelState:
+async def set_shadow(state: State, model_name: FromPath[str], data: JSONBody[Shadow]) -> ModelState:
     return await _change(state, SetShadow(model_name, data))
 
 
@@ -182,7 +184,7 @@ async def remove_shadow(state: State, model_name: FromPath[str]) -> ModelState:
 
 
 @put("/models/{model_name:str}/guard", summary="When an alias is taken out of the split", responses=_ROUTE)
-async def set_guard(state: State, model_name: FromPath[str], data: Guard) -> ModelState:
+async def set_guard(state: State, model_name: FromPath[str], data: JSONBody[Guard]) -> ModelState:
     return await _change(state, SetGuard(model_name, data))
 
 
@@ -197,7 +199,7 @@ async def remove_guard(state: State, model_name: FromPath[str]) -> ModelState:
     summary="Move `to` to the version of `alias`, whose part of the split goes",
     responses=_ROUTE,
 )
-async def promote(state: State, model_name: FromPath[str], data: Promotion | None = None) -> ModelState:
+async def promote(state: State, model_name: FromPath[str], data: JSONBody[Promotion | None] = None) -> ModelState:
     wanted = data or Promotion()
     return await _change(state, Promote(model_name, _alias(wanted.alias), _alias(wanted.to)))
 
@@ -207,7 +209,7 @@ async def promote(state: State, model_name: FromPath[str], data: Promotion | Non
     summary="The least severe event that every process logs",
     responses=_responses(MalformedRequest, ControllerGone),
 )
-async def log_level(state: State, data: LogLevel) -> LogLevel:
+async def log_level(state: State, data: JSONBody[LogLevel]) -> LogLevel:
     await state.controls.ask(SetLogLevel(data.level))
     return data
 

@@ -21,7 +21,13 @@ from typing import Any
 from litestar import Litestar, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, ValidationException
+from litestar.exceptions import (
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    SerializationException,
+    ValidationException,
+)
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from service.batching.claim import Claim, ServedModel
@@ -320,6 +326,10 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
             known = MethodNotAllowed(request.method, allowed_methods(request.app, request.url.path))
         case ValidationException(extra=[*faults]):
             known = MalformedRequest("; ".join(_fault(fault) for fault in faults))
+        case HTTPException() if isinstance(error.__cause__, SerializationException):
+            known = MalformedRequest(f"the body is not valid JSON: {error.__cause__}")
+        case RecursionError():  # of the JSON's decoder: no handler recurses
+            known = MalformedRequest("the body is nested too deeply")
         case HTTPException(status_code=status, detail=detail) if status < 500:
             return Response(error_body(detail), status_code=status, media_type="application/json")
         case _:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 
 import uvloop
 
@@ -34,11 +35,7 @@ def run_frontend(
     """
 
     name_process()
-    supervisor = os.getppid()
-
-    def drain() -> None:
-        if os.getppid() == supervisor:  # else it is gone, and so are we soon
-            os.kill(supervisor, signal.SIGTERM)
+    drain = drain_by(os.getppid())
 
     async def run() -> bool:
         server = HttpServer(settings, links, counts, number, place, drain)
@@ -62,3 +59,13 @@ def run_frontend(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
     return 0
+
+
+def drain_by(supervisor: int) -> Callable[[], None]:
+    """What tells the process of this number, our parent, to end the service."""
+
+    def drain() -> None:
+        if os.getppid() == supervisor:  # else it is gone, and so are we soon
+            os.kill(supervisor, signal.SIGTERM)
+
+    return drain

@@ -7,7 +7,7 @@ public; loading and unloading are for who may use the admin API (auth.py), in mo
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from litestar import Request, post
+from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
@@ -79,12 +79,13 @@ async def _index(state: State, request: Request[Any, Any, Any]) -> list[IndexEnt
     return index(state.engines, wanted.ready)
 
 
-async def _control(state: State, request: Request[Any, Any, Any], verb: Verb, model: str) -> None:
+async def _control(state: State, request: Request[Any, Any, Any], verb: Verb, model: str) -> Response[None]:
     body = await request.body()
     wanted: ControlRequest = (
         decode_json(body, ControlRequest, f"the {verb} request") if body.strip() else ControlRequest()
     )
     await load_or_unload(state.controls, verb, model, wanted.parameters)
+    return Response(None, media_type="text/plain")  # Triton's has no body
 
 
 def _control_handler(verb: Verb) -> HTTPRouteHandler:
@@ -101,8 +102,8 @@ def _control_handler(verb: Verb) -> HTTPRouteHandler:
         security=BEARER,
         guards=[control_guard],
     )
-    async def control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> None:
-        await _control(state, request, verb, model_name)
+    async def control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> Response[None]:
+        return await _control(state, request, verb, model_name)
 
     return control
 
@@ -131,8 +132,8 @@ def _named_control_handler(verb: Verb) -> HTTPRouteHandler:
         include_in_schema=False,
         guards=[control_guard],
     )
-    async def named_control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> None:
-        await _control(state, request, verb, model_name)
+    async def named_control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> Response[None]:
+        return await _control(state, request, verb, model_name)
 
     return named_control
 

@@ -9,6 +9,7 @@ import ast
 import inspect
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,7 @@ from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
 from tests.http.conftest import Serve
+from tests.support.admin import KEY, AdminServer, admin_server
 from tests.support.server import Server
 
 # Answered, and no part of the API: the page with its files, other names of what is in it (a label may stand in place of
@@ -34,7 +36,8 @@ NOT_IN_THE_DOCUMENT = {
     *("/v1/models/{model_name}/labels/{label}", "/v1/models/{model_name}/labels/{label}/metadata"),
     *("/v2/systemsharedmemory", "/v2/systemsharedmemory/{what}"),
     *("/v2/cudasharedmemory", "/v2/cudasharedmemory/{what}"),
-    *("/v2/repository/{repository}/index", "/v2/repository/{repository}/models/{model_name}/{verb}"),
+    "/v2/repository/{repository}/index",
+    *(f"/v2/repository/{{repository}}/models/{{model_name}}/{verb}" for verb in ("load", "unload")),
 }
 LENGTH = "Inference-Header-Content-Length"
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
@@ -52,6 +55,7 @@ DOCUMENT = LITESTAR.openapi_schema.to_schema()
 PATHS = DOCUMENT["paths"]
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 schema.config.checks.not_a_server_error.expected_statuses = ["2xx", "3xx", "4xx", "501"]  # 501 where it is documented
+schema.config.checks.missing_required_header.expected_statuses = ["4xx"]  # a port may refuse before it asks for the key
 
 
 def aim(case: schemathesis.Case) -> None:
@@ -81,6 +85,26 @@ def test_every_answer_is_as_the_document_says(case: schemathesis.Case, server: S
     prediction = case.method == "POST" and bool({"predictions", "v1"} & set(case.operation.tags))
     case.call_and_validate(
         base_url=server.url, excluded_checks=[positive_data_acceptance] if prediction else [], timeout=30
+    )
+
+
+@pytest.fixture(scope="module")
+def admin() -> Iterator[AdminServer]:
+    """Where the admin API is: on the server above its paths are 404. Whoever drains it changes nothing."""
+    with admin_server("--control.mode", "explicit", "--admin.key", KEY) as server:
+        yield server
+
+
+@schema.include(tag=["admin", "repository"]).parametrize()
+@settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_of_the_admin_api_is_as_the_document_says(case: schemathesis.Case, admin: AdminServer) -> None:
+    """What fits the document may still be an alias or a weight that cannot be."""
+    aim(case)
+    case.call_and_validate(
+        base_url=admin.admin,
+        headers={"authorization": f"Bearer {KEY}"},
+        excluded_checks=[positive_data_acceptance],
+        timeout=30,
     )
 
 
@@ -152,15 +176,16 @@ def test_every_route_of_the_short_way_is_in_the_document() -> None:
 
 
 def filled(path: str) -> str:
-    return path.replace("{model_name}", "echo").replace("{model_version}", "1")
+    return path.replace("{model_name}", "echo").replace("{model_version}", "1").replace("{alias}", "canary")
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_allow_names_exactly_the_documented_methods(http: httpx.Client, path: str) -> None:
+def test_allow_names_exactly_the_documented_methods(http: httpx.Client, admin: AdminServer, path: str) -> None:
+    url = admin.admin + filled(path) if path.startswith("/admin/") else filled(path)
     documented = {method.upper() for method in PATHS[path]}
     for method in (*METHODS, "HEAD"):
         if method not in documented:
-            answer = http.request(method, filled(path))
+            answer = http.request(method, url)
             assert answer.status_code == 405, method
             assert set(answer.headers["allow"].split(", ")) == documented, method
 

@@ -48,6 +48,9 @@ PREDICTION_ERRORS = (
 )
 
 
+_DEFAULTS = tuple(f"/admin/models/{{model_name}}/{verb}" for verb in ("load", "unload", "promote"))
+
+
 def prediction_paths() -> dict[str, PathItem]:
     model, version = "/v2/models/{model_name}", "/versions/{model_version}"
     return {
@@ -59,7 +62,9 @@ def prediction_paths() -> dict[str, PathItem]:
 
 
 def add_optional_bodies(document: OpenAPI) -> None:
-    """Of handlers that read an optional body themselves, so that Litestar cannot describe it."""
+    """Of handlers that read an optional body themselves, so that Litestar cannot describe it, and of those with a
+    default for it, which Litestar does not say.
+    """
     schemas = document.components.schemas
     trace = _part_of(schemas["TraceSettings"])
     control = Schema(type=OpenAPIType.OBJECT, properties={"parameters": Schema(type=OpenAPIType.OBJECT)})
@@ -77,6 +82,11 @@ def add_optional_bodies(document: OpenAPI) -> None:
         post = (document.paths or {})[path].post
         assert post is not None, f"bug: {path} is not answered"
         post.request_body = RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)})
+    for path in _DEFAULTS:
+        post = (document.paths or {})[path].post
+        assert post is not None
+        assert isinstance(post.request_body, RequestBody), f"bug: {path} takes no body"
+        post.request_body.required = False
 
 
 def _part_of(schema: Schema) -> Schema:
