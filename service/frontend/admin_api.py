@@ -152,7 +152,7 @@ async def move_alias(
 
 @delete("/models/{model_name:str}/aliases/{alias:str}", status_code=200, summary="Remove an alias", responses=_ROUTE)
 async def remove_alias(state: State, model_name: FromPath[str], alias: FromPath[str]) -> ModelState:
-    return await _change(state, MoveAlias(model_name, _alias(alias), None))
+    return await _change(state, MoveAlias(model_name, alias, None))
 
 
 @put("/models/{model_name:str}/split", summary="Share requests that name no version between targets", responses=_ROUTE)

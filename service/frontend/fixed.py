@@ -1,7 +1,8 @@
-"""Parts of the protocol's extensions that this server answers, and does not let anybody change: logging and tracing are
-set at the start, for all processes; tensors do not pass through memory that a client shares.
+"""Parts of the protocol's extensions that this server answers, and does not let anybody change: logging is set for all
+processes at the start or by the admin API, nothing is traced; tensors do not pass through memory that a client shares.
 """
 
+import logging
 from typing import Any, Literal, TypeVar
 
 from litestar import Request, get, post
@@ -14,12 +15,11 @@ from msgspec.structs import asdict
 from service.errors import MalformedRequest, ModelNotReady, NotSupported, UnknownModel
 from service.frontend.http import decode_json
 from service.frontend.openapi.answers import errors
-from service.settings import Settings
 
 _Settings = TypeVar("_Settings", bound=Struct)
 
 _CHANGE = errors(MalformedRequest, NotSupported)
-_LEVELS = ("debug", "info", "warning", "error")
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
 
 class LogSettings(Struct):
@@ -44,15 +44,15 @@ class TraceSettings(Struct):
     trace_mode: str = "triton"
 
 
-def log_settings(settings: Settings) -> LogSettings:
-    least = _LEVELS.index(settings.logging.level)
-    debug, info, warning, error = (_LEVELS.index(level) >= least for level in _LEVELS)
+def log_settings() -> LogSettings:
+    """Of this process, as of all others."""
+    debug, info, warning, error = (logging.getLogger().isEnabledFor(level) for level in _LEVELS)
     return LogSettings("", info, warning, error, int(debug), "default")
 
 
-@get("/v2/logging", tags=["settings"], summary="What is logged; set at the start by `logging.level`")
-async def get_logging(state: State) -> LogSettings:
-    return log_settings(state.settings)
+@get("/v2/logging", tags=["settings"], summary="What is logged; set by `logging.level` and `PUT /admin/log-level`")
+async def get_logging() -> LogSettings:
+    return log_settings()
 
 
 @post(
@@ -62,8 +62,8 @@ async def get_logging(state: State) -> LogSettings:
     summary="The same, where nothing would change; else 501",
     responses=_CHANGE,
 )
-async def post_logging(state: State, request: Request[Any, Any, Any]) -> LogSettings:
-    return await _unchanged(request, log_settings(state.settings), "; the setting logging.level is read at the start")
+async def post_logging(request: Request[Any, Any, Any]) -> LogSettings:
+    return await _unchanged(request, log_settings(), "; PUT /admin/log-level sets the least that is logged")
 
 
 @get("/v2/trace/setting", tags=["settings"], summary="Nothing is traced")
@@ -126,5 +126,5 @@ async def _unchanged(request: Request[Any, Any, Any], now: _Settings, where: str
         if name not in have:
             raise MalformedRequest(f"no setting {name!r}; expected {', '.join(have)}")
         if value != have[name]:
-            raise NotSupported(f"{name} is {have[name]!r} and cannot be changed while the server runs{where}")
+            raise NotSupported(f"{name} is {have[name]!r} and cannot be changed here{where}")
     return now

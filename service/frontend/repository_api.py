@@ -7,7 +7,7 @@ public; loading and unloading are for who may use the admin API (auth.py), in mo
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from litestar import Request, Response, post
+from litestar import Request, post
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
@@ -34,6 +34,7 @@ from service.lifecycle.messages import LoadModel, UnloadModel
 Verb = Literal["load", "unload"]
 
 _COMMANDS: dict[str, type[LoadModel | UnloadModel]] = {"load": LoadModel, "unload": UnloadModel}
+_NO_BODY = "text/plain"  # as Triton answers; in JSON nothing is null
 _WHAT = {"load": "Load the versions that the model's policy wants", "unload": "Unload every version of a model"}
 
 
@@ -79,19 +80,19 @@ async def _index(state: State, request: Request[Any, Any, Any]) -> list[IndexEnt
     return index(state.engines, wanted.ready)
 
 
-async def _control(state: State, request: Request[Any, Any, Any], verb: Verb, model: str) -> Response[None]:
+async def _control(state: State, request: Request[Any, Any, Any], verb: Verb, model: str) -> None:
     body = await request.body()
     wanted: ControlRequest = (
         decode_json(body, ControlRequest, f"the {verb} request") if body.strip() else ControlRequest()
     )
     await load_or_unload(state.controls, verb, model, wanted.parameters)
-    return Response(None, media_type="text/plain")  # Triton's has no body
 
 
 def _control_handler(verb: Verb) -> HTTPRouteHandler:
     @post(
         f"/v2/repository/models/{{model_name:str}}/{verb}",
         status_code=200,
+        media_type=_NO_BODY,
         tags=["repository"],
         summary=f"{_WHAT[verb]}; 403 where that is not switched on",
         operation_id=f"{verb.capitalize()}Model",
@@ -102,8 +103,8 @@ def _control_handler(verb: Verb) -> HTTPRouteHandler:
         security=BEARER,
         guards=[control_guard],
     )
-    async def control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> Response[None]:
-        return await _control(state, request, verb, model_name)
+    async def control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> None:
+        await _control(state, request, verb, model_name)
 
     return control
 
@@ -129,11 +130,12 @@ def _named_control_handler(verb: Verb) -> HTTPRouteHandler:
     @post(
         f"/v2/repository/{{repository:str}}/models/{{model_name:str}}/{verb}",
         status_code=200,
+        media_type=_NO_BODY,
         include_in_schema=False,
         guards=[control_guard],
     )
-    async def named_control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> Response[None]:
-        return await _control(state, request, verb, model_name)
+    async def named_control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> None:
+        await _control(state, request, verb, model_name)
 
     return named_control
 

@@ -184,7 +184,7 @@ def test_unload_takes_tritons_word_on_dependents(open_server: AdminServer) -> No
         (("PUT", "/admin/models/echo/aliases/canary", {}), "missing required field `version`"),
         (("PUT", "/admin/models/echo/aliases/canary", {"version": "3", "to": "4"}), "unknown field `to`"),
         (("PUT", "/admin/models/echo/aliases/3", {"version": "3"}), "alias '3': expected"),
-        (("DELETE", "/admin/models/echo/aliases/a%20b", None), "alias 'a b': expected"),
+        (("PUT", "/admin/models/echo/aliases/a%20b", {"version": "3"}), "alias 'a b': expected"),
         (("PUT", "/admin/models/echo/split", {"weights": {}}), "weights: Expected `object` of length >= 1"),
         (("PUT", "/admin/models/echo/split", {"weights": {"2": -1}}), "weights"),
         (("PUT", "/admin/models/echo/split", {"weights": {"2": 0}}), "weights: expected one above 0"),

@@ -217,7 +217,7 @@ def test_the_openapi_document_lists_the_predictions_and_the_rest(http: httpx.Cli
 
 def test_every_path_of_the_openapi_document_exists(http: httpx.Client) -> None:
     for path, operations in http.get("/docs/openapi.json").json()["paths"].items():
-        for method in operations:
+        for method in operations if not path.startswith("/admin/") else ():  # not on this port
             where = path.replace("{model_name}", "echo").replace("{model_version}", "1")
             assert http.request(method, where).status_code not in (404, 405), f"{method} {path}"
 
