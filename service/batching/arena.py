@@ -82,9 +82,14 @@ class Region:
             for i, slot in enumerate(slots):
                 self._bytes[slot * size : (slot + 1) * size] = rows[i * size : (i + 1) * size]
 
-    def row(self, slot: int) -> memoryview:
-        """A view."""
-        return self._bytes[slot * self._row_bytes : (slot + 1) * self._row_bytes]
+    def packed(self, slot: int) -> tuple[memoryview, ...]:
+        """A row as views, which tell where they end."""
+        return (self._bytes[slot * self._row_bytes : (slot + 1) * self._row_bytes],)
+
+    def unpack(self, slot: int, data: memoryview) -> memoryview:
+        """Write the row that `data` begins with, as `packed` had it. What follows it."""
+        self._bytes[slot * self._row_bytes : (slot + 1) * self._row_bytes] = data[: self._row_bytes]
+        return data[self._row_bytes :]
 
     def read_into(self, buffer: memoryview, slots: Sequence[int]) -> None:
         """Fill the front of `buffer`, which is of bytes."""
@@ -124,11 +129,18 @@ class ShapedRegion:
         _, axes = _RECORD_HEAD.unpack_from(self._bytes, start)
         return struct.unpack_from(f"<{axes}q", self._bytes, start + _RECORD_HEAD.size)
 
-    def record(self, slot: int) -> memoryview:
-        """Of the item's bytes and shape: a view of what was written, from which its own length follows."""
+    def packed(self, slot: int) -> tuple[memoryview, ...]:
+        """As `Region.packed`: the record, no longer than its shape needs, and the item."""
         start = slot * self._stride
         _, axes = _RECORD_HEAD.unpack_from(self._bytes, start)
-        return self._bytes[start : start + _RECORD_HEAD.size + 8 * axes]
+        return self._bytes[start : start + _RECORD_HEAD.size + 8 * axes], self.data(slot)
+
+    def unpack(self, slot: int, data: memoryview) -> memoryview:
+        """As `Region.unpack`."""
+        size, axes = _RECORD_HEAD.unpack_from(data)
+        begins = _RECORD_HEAD.size + 8 * axes
+        self.write(slot, ShapedRow(struct.unpack_from(f"<{axes}q", data, _RECORD_HEAD.size), data[begins:][:size]))
+        return data[begins + size :]
 
     def data(self, slot: int) -> memoryview:
         """The item's bytes: a view."""

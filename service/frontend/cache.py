@@ -19,37 +19,27 @@ Checked by tests/property/test_cache.py, tests/unit/test_cache.py and tests/http
 import asyncio
 import hashlib
 import itertools
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from service.batching.arena import ShapedRow
+from service.batching.arena import Region, ShapedRegion
 from service.batching.claim import FROM_CACHE, Claim, ModelObserver, ServedModel
 from service.errors import DeadlineExceeded
 
 _LARGEST_PART = 8  # an answer of more than an eighth of the whole would push out too many others
-_ENTRY_BYTES = 256  # of the dictionary, beside key and outputs; tests/unit/test_cache.py measures it
-_PLAN = "cache"
+_ENTRY_BYTES = 256  # of Python, for key, outputs and their place; tests/unit/test_cache.py measures it
+
+_copies = itertools.count()
 
 Done = Callable[[Claim], None]
+Outputs = bytes
+"""Rows one after another: output by output as the version has them, item by item.
 
-
-class Outputs(NamedTuple):
-    """Of a request's items, in the order of the version's outputs: of those whose items have one size, and the others.
-
-    shaped   of each a row for each item
-    """
-
-    fixed: tuple[bytes, ...]
-    shaped: tuple[tuple[ShapedRow, ...], ...]
-
-
-class _Kept(NamedTuple):
-    outputs: Outputs
-    size_bytes: int
+One object, and none that Python's garbage collector walks: of a hundred thousand answers that would take long.
+"""
 
 
 class Answers:
@@ -57,18 +47,17 @@ class Answers:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._kept: OrderedDict[bytes, Outputs] = OrderedDict()
         self.size_bytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: bytes) -> Outputs | None:
-        kept = self._kept.get(key)
-        if kept is None:
-            return None
-        self._kept.move_to_end(key)
-        return kept.outputs
+        outputs = self._kept.get(key)
+        if outputs is not None:
+            self._kept.move_to_end(key)
+        return outputs
 
     def keep(self, key: bytes, outputs: Outputs) -> int:
         """How many others had to go. What is too large is not kept."""
@@ -76,15 +65,27 @@ class Answers:
         if size > self._max_bytes // _LARGEST_PART:
             return 0
         if (before := self._kept.pop(key, None)) is not None:
-            self.size_bytes -= before.size_bytes
-        self._kept[key] = _Kept(outputs, size)
+            self.size_bytes -= size_bytes(key, before)
+        self._kept[key] = outputs
         self.size_bytes += size
         evicted = 0
         while self.size_bytes > self._max_bytes:
-            _, gone = self._kept.popitem(last=False)
-            self.size_bytes -= gone.size_bytes
+            self.size_bytes -= size_bytes(*self._kept.popitem(last=False))
             evicted += 1
         return evicted
+
+
+def size_bytes(key: bytes, outputs: Outputs) -> int:
+    """What keeping them takes."""
+    return _ENTRY_BYTES + len(key) + len(outputs)
+
+
+class _Plan(NamedTuple):
+    """Of one loaded copy. `digest`: begun with a number that no other has"""
+
+    digest: "hashlib._Hash"
+    inputs: tuple[Region | ShapedRegion, ...]
+    outputs: tuple[Region | ShapedRegion, ...]
 
 
 class _Waiter(NamedTuple):
@@ -120,7 +121,6 @@ class ResponseCache:
         self._answers = Answers(max_bytes)
         self._flights: dict[bytes, _Flight] = {}  # those that can be joined
         self._flight_of: dict[Claim, _Flight] = {}  # of every claim that is not done
-        self._copies = itertools.count()
         self._observer = observer
         observer.cache_changed(0, 0)  # whoever had this place before took its own with it
 
@@ -157,24 +157,15 @@ class ResponseCache:
         claim.release()
 
     def _key(self, claim: Claim) -> bytes:
-        """SHA-256: with the instructions that processors have for it, as fast as BLAKE2 for a row of 784 bytes, and
-        twice as fast for 150 kB."""
-        model = claim.model
-        digest: hashlib._Hash = (model.plans.get(_PLAN) or self._plan(model)).copy()
+        """SHA-256: where the processor has instructions for it, faster than BLAKE2."""
+        plan = _plan(claim.model)
+        digest = plan.digest.copy()
         digest.update(b"%d:" % len(claim.slots))
-        for region in model.inputs.values():
+        for region in plan.inputs:
             for slot in claim.slots:
-                digest.update(region.row(slot))
-        for shaped in model.shaped_inputs.values():
-            for slot in claim.slots:
-                digest.update(shaped.record(slot))
-                digest.update(shaped.data(slot))
+                for part in region.packed(slot):
+                    digest.update(part)
         return digest.digest()
-
-    def _plan(self, model: ServedModel) -> "hashlib._Hash":
-        """A digest begun with a number that no other loaded copy has."""
-        plan = model.plans[_PLAN] = hashlib.sha256(b"%d:" % next(self._copies))
-        return plan
 
     def _late(self, claim: Claim) -> None:
         done = self._flight_of.pop(claim).waiting.pop(claim).done
@@ -207,9 +198,9 @@ class ResponseCache:
             waiter.done(claim)
 
     def _take_over(self, flight: _Flight) -> None:
-        """The deadline was the leader's alone: the first of those who wait has its rows run."""
-        claim, waiter = next(iter(flight.waiting.items()))
-        del flight.waiting[claim]
+        """The deadline was the leader's alone: the first of the most urgent of those who wait has its rows run."""
+        claim = min(flight.waiting, key=lambda waiting: waiting.priority)
+        waiter = flight.waiting.pop(claim)
         waiter.timer.cancel()
         flight.leader, flight.done, flight.looked_ns = claim, waiter.done, waiter.looked_ns
         claim.run(partial(self._ran, flight))
@@ -221,35 +212,31 @@ class ResponseCache:
         return outputs
 
 
-def size_bytes(key: bytes, outputs: Outputs) -> int:
-    """What keeping them takes."""
-    parts: list[object] = [key, outputs, outputs.fixed, outputs.shaped, *outputs.fixed, *outputs.shaped]
-    for row in itertools.chain(*outputs.shaped):
-        parts += [row, row.shape, row.data, *row.shape]
-    return _ENTRY_BYTES + sum(map(sys.getsizeof, parts))
+def _plan(model: ServedModel) -> _Plan:
+    plan: _Plan | None = model.plans.get("cache")
+    if plan is None:
+        plan = model.plans["cache"] = _Plan(
+            hashlib.sha256(b"%d:" % next(_copies)),
+            (*model.inputs.values(), *model.shaped_inputs.values()),
+            (*model.outputs.values(), *model.shaped_outputs.values()),
+        )
+    return plan
 
 
 def _outputs(claim: Claim) -> Outputs:
-    """Copies of a claim's outputs."""
-    model, slots = claim.model, claim.slots
-    fixed = tuple([b"".join([region.row(slot) for slot in slots]) for region in model.outputs.values()])
-    shaped = tuple(
-        tuple(ShapedRow(region.shape(slot), bytes(region.data(slot))) for slot in slots)
-        for region in model.shaped_outputs.values()
-    )
-    return Outputs(fixed, shaped)
+    """A copy of a claim's outputs."""
+    regions = _plan(claim.model).outputs
+    return b"".join([part for region in regions for slot in claim.slots for part in region.packed(slot)])
 
 
 def _hit(claim: Claim, outputs: Outputs, waited_us: int, began: int) -> None:
     """The claim is as if it had run. `began`: monotonic ns, what the look-up and this take is counted from there."""
-    model = claim.model
-    for region, rows in zip(model.outputs.values(), outputs.fixed, strict=True):
-        region.write(claim.slots, rows)
-    for shaped, items in zip(model.shaped_outputs.values(), outputs.shaped, strict=True):
-        for slot, item in zip(claim.slots, items, strict=True):
-            shaped.write(slot, item)
+    left = memoryview(outputs)
+    for region in _plan(claim.model).outputs:
+        for slot in claim.slots:
+            left = region.unpack(slot, left)
     claim.timings = (waited_us, 0, FROM_CACHE)
-    model.observer.cache_hit(time.monotonic_ns() - began)
+    claim.model.observer.cache_hit(time.monotonic_ns() - began)
 
 
 def _tell(leader: Claim, done: Done | None) -> None:

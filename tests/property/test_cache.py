@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.batching.claim import FROM_CACHE, Claim
 from service.batching.link import Status
 from service.errors import DeadlineExceeded, EngineDied, EngineError, Overloaded
-from service.frontend.cache import Answers, Outputs, ResponseCache, size_bytes
+from service.frontend.cache import Answers, ResponseCache, size_bytes
 from tests.support.claims import deadline_in
 from tests.support.waiting import Seen, Waiting
 
@@ -26,14 +26,14 @@ def test_answers_are_those_of_a_dictionary_that_forgets_the_oldest(
 ) -> None:
     """A step gets a key (None), or keeps that many bytes for it."""
     answers = Answers(most)
-    model: dict[bytes, Outputs] = {}  # the least recently used first
+    model: dict[bytes, bytes] = {}  # the least recently used first
     for step, (key, n_bytes) in enumerate(steps):
         if n_bytes is None:
             assert answers.get(key) == model.get(key)
             if key in model:
                 model[key] = model.pop(key)
             continue
-        outputs = Outputs((step.to_bytes(2) + bytes(n_bytes),), ())
+        outputs = step.to_bytes(2) + bytes(n_bytes)
         evicted = answers.keep(key, outputs)
         if size_bytes(key, outputs) <= most // 8:
             model.pop(key, None)
