@@ -113,11 +113,12 @@ class Engine:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
         self._epoll = self._links.epoll
         self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
+        self._n_executors = max(settings.cores, settings.instances or 1)
         self._threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
             for name, body in [
                 ("shoal-loader", lambda: self._load(self)),
-                *((f"shoal-executor-{i}", self._execute) for i in range(max(settings.cores, settings.instances or 1))),
+                *((f"shoal-executor-{i}", self._execute) for i in range(self._n_executors)),
             ]
         ]
 
@@ -173,9 +174,7 @@ class Engine:
                 now = time.monotonic_ns()
                 work, retry_at = self._take(now)
                 if work is not None:
-                    if self._idle_executors and any(
-                        len(model.waiting) and model.idle for model in self._models.values()
-                    ):
+                    if self._idle_executors and self._more_to_take():
                         self._ring()
                     return work
                 self._idle_executors += 1
@@ -187,12 +186,23 @@ class Engine:
                     self._idle_executors -= 1
 
     def _take(self, now: int) -> tuple[_Work | None, int | None]:
-        """Work for one executor; or else when to look again. A shadow's only where no client's can run."""
+        """Work for one executor; or else when to look again.
+
+        A shadow's only where no client's can run, and another executor is idle: whatever comes meanwhile is taken at
+        once, and this one looks again when it is idle itself.
+        """
         work, retry_at = self._take_in_turn(now, background=False)
-        if work is None:
+        if work is None and (self._idle_executors or self._n_executors == 1):
             work, later = self._take_in_turn(now, background=True)
             retry_at = min((at for at in (retry_at, later) if at is not None), default=None)
         return work, retry_at
+
+    def _more_to_take(self) -> bool:
+        """By one of the idle executors."""
+        return any(
+            len(model.waiting) and model.idle and (self._idle_executors > 1 or not model.in_background)
+            for model in self._models.values()
+        )
 
     def _take_in_turn(self, now: int, background: bool) -> tuple[_Work | None, int | None]:
         retry_at: int | None = None

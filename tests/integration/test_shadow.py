@@ -197,8 +197,7 @@ async def test_a_version_that_has_gone_since_is_left_alone(pair: Callable[..., A
             copy = versions.shadows.copy(claim)
         del versions.engines.ready["2"]
         versions.shadows.repeat_soon(copy)
-        await asyncio.sleep(0)  # the turn in which it would have begun
-        await asyncio.sleep(0)
+        versions.shadows._repeat_all()
         assert versions.other.in_flight == 0
         assert versions.nothing_is_said
 
@@ -213,16 +212,14 @@ async def test_nothing_begins_before_the_client_is_answered_nor_without_200(
         versions.engines.watchers[-1]()
         request = Request({}, b"")
         frontend.encode(Prepared(await versions.ask(1), lambda _: Answer(b"")), request)
-        await asyncio.sleep(0)
-        assert versions.other.in_flight == 0
+        frontend._shadows._repeat_all()
+        assert versions.other.in_flight == 0, "it is copied and no more"
         frontend.finish(request, outcome)
         assert versions.other.in_flight == 0, "the answer is written in this turn"
+        frontend._shadows._repeat_all()
+        assert versions.other.in_flight == isinstance(outcome, Answer)
         if isinstance(outcome, Answer):
             assert await versions.said() == (1, 1, [])
-        else:
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert versions.other.in_flight == 0
 
 
 async def test_what_a_shadow_repeats_runs_behind_whatever_clients_wait_for(start: Start) -> None:
