@@ -30,17 +30,6 @@ FAST = (
 )
 
 
-def children(server: Server) -> dict[str, list[int]]:
-    """By role: the engine first, then two frontends, then the controller; whoever is replaced comes last."""
-    found: dict[str, list[int]] = {"engine": [], "frontend": [], "controller": []}
-    pid = server.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        maps = Path(f"/proc/{child}/maps").read_text()
-        role = "engine" if "onnxruntime" in maps else "frontend" if "multipart" in maps or "httptools" in maps else ""
-        found[role or "controller"].append(int(child))
-    return found
-
-
 @contextmanager
 def asking(server: Server) -> Iterator[tuple[list[int], list[str]]]:
     """The factors seen, and what went wrong, while one client asks without end."""
@@ -82,9 +71,9 @@ def test_requests_go_on_without_the_controller_and_the_next_one_knows_how_things
     with running_server(*flags) as server, asking(server) as (seen, wrong):
         url = f"{admin(server)}/admin/models/times"
         httpx.put(f"{url}/aliases/stable", json={"version": "1"}, trust_env=False, timeout=60).raise_for_status()
-        (controller,) = children(server)["controller"]
+        (controller,) = server.children()["controller"]
         os.kill(controller, signal.SIGKILL)
-        wait_until(lambda: children(server)["controller"] not in ([], [controller]), "another controller", 10)
+        wait_until(lambda: server.children()["controller"] not in ([], [controller]), "another controller", 10)
         told = httpx.get(url, trust_env=False).json()
         assert told["routing"]["aliases"] == {"stable": "1"}
         assert [each["state"] for each in told["versions"]] == ["READY", "READY"]
@@ -152,7 +141,7 @@ def _try_to_load(url: str) -> int:
 
 
 def _kill(server: Server, victim: str) -> None:
-    controllers = children(server)["controller"]
+    controllers = server.children()["controller"]
     victims = controllers
     if victim == "preflight":
         paths = [Path(f"/proc/{pid}/task/{pid}/children") for pid in controllers]

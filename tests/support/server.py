@@ -48,6 +48,20 @@ class Server:
         """The exit code."""
         return self.process.wait(seconds)
 
+    def children(self) -> dict[str, list[int]]:
+        """Processes by role, told apart by the libraries that they have mapped; none of those that have just ended."""
+        found: dict[str, list[int]] = {"engine": [], "frontend": [], "controller": []}
+        pid = self.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            try:
+                mapped = Path(f"/proc/{child}/maps").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if mapped:
+                role = "engine" if "onnxruntime" in mapped else "frontend" if "httptools" in mapped else "controller"
+                found[role].append(int(child))
+        return found
+
     def metrics(self) -> dict[tuple[str, str], float]:
         """(sample, model) to its value, over all other labels summed."""
         text = httpx.get(f"{self.url}/metrics", trust_env=False).text
