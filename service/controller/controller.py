@@ -352,6 +352,8 @@ class Controller:
 
     async def _unload_by_request(self, name: str, version: str | None) -> None:
         there = self._versions.served(name)
+        if not there:
+            self._versions.on_disk(name)  # raises where there is no such model
         if version is not None and version not in there:
             raise UnknownModel(
                 f"model {name!r} version {version!r} is not served; served: {', '.join(there) or 'none'}"

@@ -115,19 +115,19 @@ class Serving(Struct, frozen=True):
 class Table(Struct, frozen=True, tag=True):
     """The whole state, each time any of it changes.
 
-    complete   what was there at the start has been loaded or refused
     versions   every version that is known, by name and version
     routing    of the models that have any
     explicit   by model, versions that were loaded (True) or unloaded (False) by request
     files      by model, the digest of the settings file that its routing last came from
+    complete   what was there at the start has been loaded or refused
     """
 
     generation: int = 0
-    complete: bool = False
     versions: tuple[VersionState, ...] = ()
     routing: dict[str, Routing] = {}
     explicit: dict[str, dict[str, bool]] = {}
     files: dict[str, str] = {}
+    complete: bool = False
 
 
 class Reply(Struct, frozen=True, tag=True):
