@@ -12,6 +12,8 @@ NAME ?= serving
 PEERS := mosec fastapi
 # The clients that the server is tested with; each has its packages in tests/clients/requirements/<name>.txt.
 CLIENTS := triton kserve perf-analyzer
+# The servers that the tests download from; each has its packages in tests/remote/requirements/<name>.txt.
+REMOTES := moto
 # The environment files of this Makefile: a target that depends on one installs what it needs, once.
 SERVE_READY := $(VENV)/.serve-$(EXTRA)
 TEST_READY := $(VENV)/.test-$(EXTRA)
@@ -19,7 +21,7 @@ LOAD_READY := $(VENV)/.load
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers clients bench docs proto clean
+.PHONY: help setup serve check-models test check lint types imports fmt data train-mnist load peers clients remotes bench docs proto clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +64,8 @@ peers: $(PEERS:%=.peers/%/.ready) ## Install the servers that `make bench` compa
 
 clients: $(CLIENTS:%=.clients/%/.ready) ## Install the clients that the tests run against the server, each in its own environment
 
+remotes: $(REMOTES:%=.remotes/%/.ready) ## Install the servers that the tests download models from, each in its own environment
+
 bench: $(SERVE_READY) $(LOAD_READY) ## Requests/s and CPU per request beside peers and bare onnxruntime (needs wrk; NAME=)
 	$(BIN)/python -m loadtests.bench --name $(NAME)
 
@@ -74,7 +78,7 @@ proto: $(TEST_READY) ## Write the gRPC messages from the .proto files
 setup: $(TEST_READY) ## Install everything for development
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .peers .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .peers .clients .remotes build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -96,6 +100,12 @@ $(TEST_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 .peers/%/.ready: loadtests/peers/%.txt
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# What is listed is all that is imported, not all that moto could use.
+.remotes/%/.ready: tests/remote/requirements/%.txt
+	$(PYTHON) -m venv .remotes/$*
+	.remotes/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --requirement $<
 	@touch $@
 
 # No dependencies but those listed: kserve asks for more than its inference clients import.

@@ -104,7 +104,7 @@ def _soak(minutes: float, frontends: int, created_at: datetime) -> SoakRecord:
         stop.set()
         for client in clients:
             client.join()
-        in_flight = _settled(port)
+        in_flight = settled(port)
     return SoakRecord(
         created_at=created_at.isoformat(timespec="seconds"),
         command=f"python -m loadtests.soak --minutes {minutes:g} --frontends {frontends}",
@@ -185,7 +185,7 @@ def _all_answer(port: int, asks: Sequence[Ask]) -> bool:
         return False
 
 
-def _settled(port: int) -> int:
+def settled(port: int) -> int:
     """Items that still hold a slot, once nothing is sent any more."""
     give_up_at = time.monotonic() + _SETTLED_S
     while True:

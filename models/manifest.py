@@ -6,15 +6,19 @@
         golden.npz       arrays `inputs.<tensor>` and `outputs.<tensor>`: rows the service replays before it serves;
                          BF16 as its bits in uint16, BYTES as numpy text
         example.png      an image model's first test image, for people to try it with; example.json, where it takes rows
+        manifest.sig     optional: who vouches for the manifest (signature.py)
         ...              checkpoint, training history, report: whatever `files` lists
 
-A version is immutable once published: `files` holds the SHA-256 of everything beside the manifest, and `check_files`
-compares. `training` writes this, `service` reads it, and neither knows more of the other than this module.
+A version is immutable once published: `files` holds the SHA-256 of everything beside the manifest and its signature,
+and `check_files` compares. `training` writes this, `service` reads it, and neither knows more of the other than these
+two modules.
 Checked by tests/unit/test_manifest.py.
 """
 
 import hashlib
 import json
+import os
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +61,7 @@ NUMPY_OF: Mapping[Datatype, np.dtype[Any]] = {  # Any: the element types differ
 DATATYPE_OF: Mapping[str, Datatype] = {dtype.name: name for name, dtype in NUMPY_OF.items() if name != "BF16"}
 
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "manifest.sig"
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 EXAMPLE_FILE = "example.png"
@@ -169,11 +174,13 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def read_manifest(version_dir: Path) -> Manifest:
     """Raises ManifestError naming the file and the field that is wrong."""
-    path = version_dir / MANIFEST_FILE
+    return parse_manifest(read_beside(version_dir, MANIFEST_FILE), version_dir / MANIFEST_FILE)
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """`path` is where it was read, for the message. Raises ManifestError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}") from error
+        return msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}") from error
 
@@ -188,13 +195,45 @@ def digest_file(path: Path) -> FileDigest:
         return FileDigest(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
+def read_beside(version_dir: Path, name: str) -> bytes:
+    """The bytes of one of the folder's own files. Raises ManifestError."""
+    path = version_dir / name
+    try:
+        require_own_file(version_dir, path)
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from error
+
+
+def require_own_file(version_dir: Path, path: Path) -> None:
+    """That `path` is a file and lies in the folder, links followed. Raises ManifestError, OSError.
+
+    Anything but a file could keep its reader waiting for ever; what lies elsewhere may change while nobody publishes.
+    """
+    real = Path(os.path.realpath(path, strict=True))
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise ManifestError(f"{path}: expected a file")
+    if not real.is_relative_to(os.path.realpath(version_dir)):
+        raise ManifestError(f"{path}: a link to {real}, which is outside the version's folder")
+
+
+def check_identity(version_dir: Path, manifest: Manifest, name: str, version: str) -> None:
+    """That the manifest is that of this name and version. Raises ManifestError."""
+    if (manifest.name, str(manifest.version)) != (name, version):
+        raise ManifestError(
+            f"{version_dir / MANIFEST_FILE}: is that of {manifest.name!r} version {manifest.version}, "
+            f"and the folder that of {name!r} version {version}"
+        )
+
+
 def check_files(version_dir: Path, manifest: Manifest) -> None:
     """Compare every listed file with its digest. Raises ManifestError for the first that is missing or differs."""
     for name, expected in manifest.files.items():
         path = version_dir / name
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise ManifestError(f"{version_dir / MANIFEST_FILE}: files: {name!r} is not a plain file name")
         try:
+            require_own_file(version_dir, path)
             found = digest_file(path)
         except OSError as error:
             raise ManifestError(f"{path}: listed in the manifest, but {error.strerror}") from error
@@ -203,6 +242,21 @@ def check_files(version_dir: Path, manifest: Manifest) -> None:
                 f"{path}: SHA-256 {found.sha256} ({found.bytes} bytes) is not the manifest's "
                 f"{expected.sha256} ({expected.bytes} bytes)"
             )
+
+
+def check_no_others(version_dir: Path, manifest: Manifest) -> None:
+    """That nothing lies in the folder that the manifest does not list. Raises ManifestError.
+
+    A model may keep weights in files beside it, which would be read unchecked. Names that begin with a dot are left
+    alone: file systems and mounts put such there.
+    """
+    known = manifest.files.keys() | {MANIFEST_FILE, SIGNATURE_FILE}
+    try:
+        others = sorted(path for path in version_dir.iterdir() if path.name not in known and path.name[0] != ".")
+    except OSError as error:
+        raise ManifestError(f"{version_dir}: {error.strerror}") from error
+    if others:
+        raise ManifestError(f"{others[0]}: not listed in {MANIFEST_FILE}; a published version never changes")
 
 
 class Golden(Struct, frozen=True):

@@ -2,16 +2,19 @@
 python -m service check         load every model as `serve` would and say which would answer; exit 1 when one would not
 python -m service tune          find out under load how a model is best run within a latency; `serve` uses it
 python -m service bench-engine  items/s of one model in the engine alone, by batch size
+python -m service index DIR     write DIR/index.json, from which a web server's folder DIR is a repository
 Flags: python -m service serve --help, and so for each of the others
 """
 
 import logging
 import os
 import sys
+from pathlib import Path
 
+from service.lifecycle.remote_source import RemoteError
 from service.settings import Settings, SettingsError, read_settings
 
-_COMMANDS = ("serve", "check", "tune", "bench-engine")
+_COMMANDS = ("serve", "check", "tune", "bench-engine", "index")
 
 
 def main(arguments: list[str]) -> int:
@@ -24,11 +27,16 @@ def main(arguments: list[str]) -> int:
             return _tune(flags)
         if command == "bench-engine":
             return _bench_engine(flags)
+        if command == "index":
+            return _index(flags)
         settings = read_settings(flags, command)
         return _serve(settings) if command == "serve" else _check(settings)
     except SettingsError as error:
         print(f"settings: {error}".replace("\n", "\nsettings: "), file=sys.stderr)
         return 2
+    except RemoteError as error:
+        print(error, file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
@@ -37,7 +45,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from service.supervisor import StartError, serve  # here, so that `--help` and wrong settings answer at once
+    from service.listening import StartError
+    from service.supervisor import serve  # here, so that `--help` and wrong settings answer at once
 
     try:
         return serve(settings, say=lambda line: print(line, flush=True))
@@ -56,8 +65,10 @@ def _check(settings: Settings) -> int:
     from service.engine.repository import find_versions, load_version
     from service.engine.serve import model_settings
     from service.engine.session import UnservableModel
+    from service.lifecycle.remote_start import settled_repository
 
     logging.basicConfig(level=logging.WARNING)
+    settings = settled_repository(settings)
     try:
         found = find_versions(settings.repository)
     except UnservableModel as error:
@@ -92,13 +103,26 @@ def _bench_engine(arguments: list[str]) -> int:
     from service.engine.bench import bench_engine
     from service.engine.serve import model_settings
     from service.engine.session import UnservableModel
+    from service.lifecycle.remote_start import settled_repository
 
     logging.basicConfig(level=logging.WARNING)
+    settings = settled_repository(settings)
     try:
         bench_engine(model, settings, model_settings(settings), say=lambda line: print(line, flush=True))
     except UnservableModel as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def _index(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("index: name the folder of a model repository", file=sys.stderr)
+        return 2
+    from service.lifecycle.remote_index import INDEX_FILE, write_index
+
+    folder = Path(arguments[0])
+    print(f"{folder / INDEX_FILE} lists {write_index(folder)} files")
     return 0
 
 

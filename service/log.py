@@ -29,3 +29,9 @@ def configure_logging(settings: Logging) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """While the service runs."""
+    logging.getLogger().setLevel(level.upper())
+    logging.getLogger(__name__).warning("log level is now %s", level)

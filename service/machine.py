@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPU cores and GPUs."""
+"""What this process may use of the machine: CPU cores, memory and GPUs."""
 
 import os
 from importlib.metadata import PackageNotFoundError, distribution
@@ -25,6 +25,28 @@ def cpu_quota(cgroup: Path) -> float | None:
         except OSError:
             return None
     return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def available_memory(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that can be had without swapping: of the machine, or of the control group where that is less.
+
+    What a control group holds of files counts as free, as the kernel gives it up first. None: it cannot be told.
+    """
+    found = []
+    try:
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        files = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        if limit != "max":
+            found.append(int(limit) - used + int(files["inactive_file"]))
+    except (OSError, KeyError, ValueError):
+        pass
+    return min(found, default=None)
 
 
 def cuda_devices() -> list[str]:

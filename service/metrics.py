@@ -7,8 +7,8 @@ addition and a histogram a bisection.
 
     region of a frontend: entry "" │ entry mnist 3 │ entry cifar10 2 │ …      cells of an entry:
     requests by status │ histograms request, queue, compute [µs] and batch size [items] │ items in flight │ totals of
-    the requests [µs, decode and encode ns] │ last answer [ms since 1970] │ what a shadow compared, and how it came out
-    │ batches and their compute [µs] by size
+    the requests [µs, decode and encode ns] │ cache [count, ns, bytes] │ last answer [ms since 1970] │ what a shadow
+    compared, and how it came out │ batches and their compute [µs] by size
 
 An entry is a version's for as long as it is served, and after it until another version finds no free one.
 
@@ -31,7 +31,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service import shadow_metrics
-from service.batching.claim import ModelObserver, SkipReason, Timings
+from service.batching.claim import FROM_CACHE, ModelObserver, SkipReason, Timings
 from service.batching.client import Observer
 from service.batching.engines import Engines
 from service.batching.link import ModelFacts
@@ -42,6 +42,7 @@ from service.lifecycle.guard import Snapshot
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # model, version
+_ALL = ("", "")
 
 # From what a tiny model needs to what nobody should wait for; factors of 2 to 2.5.
 _MICROSECONDS = (
@@ -63,7 +64,9 @@ _IN_FLIGHT = _BATCH.end
 _REQUEST_FIRST, _REQUEST_SUM = _REQUEST.first, _REQUEST.end - 1
 _QUEUE_FIRST, _QUEUE_SUM = _QUEUE.first, _QUEUE.end - 1
 _QUEUE_US, _COMPUTE_US, _DECODE_NS, _ENCODE_NS, _FAILED_US = range(_IN_FLIGHT + 1, _IN_FLIGHT + 6)
-_LAST_MS = _FAILED_US + 1
+_CACHE_HITS, _CACHE_HIT_NS, _CACHE_MISSES, _CACHE_MISS_NS, _FROM_CACHE = range(_FAILED_US + 1, _FAILED_US + 6)
+_CACHE_BYTES, _CACHE_EVICTIONS = _FROM_CACHE + 1, _FROM_CACHE + 2  # of the entry "" alone: of all versions together
+_LAST_MS = _CACHE_EVICTIONS + 1
 _SHADOW = _LAST_MS + 1
 _N_CELLS = _SHADOW + shadow_metrics.N_CELLS
 _MOST_ITEMS = 1024  # of a batch
@@ -136,6 +139,9 @@ class ModelCounts(ModelObserver):
             cells[_REQUEST_FIRST + bisect_left(_MICROSECONDS, microseconds)] += 1
             cells[_REQUEST_SUM] += microseconds
             cells[_QUEUE_US] += timings[0]
+            if timings[2] == FROM_CACHE:
+                cells[_FROM_CACHE] += 1
+                return
             cells[_COMPUTE_US] += timings[1]
             cells[_DECODE_NS] += decode_ns
             cells[_ENCODE_NS] += encode_ns
@@ -166,6 +172,18 @@ class ModelCounts(ModelObserver):
         """The entry becomes another version's: what is still counted here is lost, rather than that version's."""
         self._cells = _uncounted()
 
+    def cache_hit(self, ns: int) -> None:
+        self._cells[_CACHE_HITS] += 1
+        self._cells[_CACHE_HIT_NS] += ns
+
+    def cache_missed(self, ns: int) -> None:
+        self._cells[_CACHE_MISSES] += 1
+        self._cells[_CACHE_MISS_NS] += ns
+
+    def cache_changed(self, size_bytes: int, evicted: int) -> None:
+        self._cells[_CACHE_BYTES] = size_bytes
+        self._cells[_CACHE_EVICTIONS] += evicted
+
 
 class Totals(NamedTuple):
     """Of one version since the start, over all frontends. `by_size`: batches and their compute [us], by items."""
@@ -181,6 +199,11 @@ class Totals(NamedTuple):
     encode_ns: int
     failed: int
     failed_us: int
+    answered_from_cache: int
+    cache_hits: int
+    cache_hit_ns: int
+    cache_misses: int
+    cache_miss_ns: int
     by_size: dict[int, tuple[int, int]]
 
 
@@ -193,7 +216,8 @@ class RequestMetrics(Observer, Collector):
         self._models: dict[Key, ModelCounts] = {}
         self._gone: dict[Key, None] = {}  # in the order in which they went
         self.engines: Engines | None = None
-        self.unknown = self._counts(("", ""))
+        self.n_frontends = shared.n_frontends
+        self.unknown = self._counts(_ALL)
 
     def of(self, facts: ModelFacts) -> ModelCounts:
         key = facts.name, facts.version
@@ -223,7 +247,7 @@ class RequestMetrics(Observer, Collector):
             "Prediction requests answered with a status of 400 or more.",
             labels=["model", "version"],
         )
-        items = CounterMetricFamily("shoal_items", "Items that were answered.", labels=["model", "version"])
+        items = CounterMetricFamily("shoal_items", "Items that ran and were answered.", labels=["model", "version"])
         for key, cells in totals.items():
             for status, count in zip(_STATUSES, cells, strict=False):
                 if count:
@@ -232,11 +256,12 @@ class RequestMetrics(Observer, Collector):
             items.add_metric(list(key), sum(cells[_QUEUE.first : _QUEUE.end - 1]))
         yield from (requests, errors, items)
         yield family(
-            totals, "shoal_request_seconds", "From the request's head to its answer, of those that ran.", _REQUEST, 1e6
+            totals, "shoal_request_seconds", "From the request's head to its answer, of those answered.", _REQUEST, 1e6
         )
         yield family(totals, "shoal_queue_seconds", "How long an item waited for its batch.", _QUEUE, 1e6)
         yield family(totals, "shoal_compute_seconds", "How long a batch ran.", _COMPUTE, 1e6)
         yield family(totals, "shoal_batch_size", "How many items ran together, by batch.", _BATCH, 1)
+        yield from _cache(totals)
         yield from self._gauges(totals)
         yield from shadow_metrics.families(totals, _SHADOW)
 
@@ -288,6 +313,20 @@ def exposition(metrics: RequestMetrics) -> Callable[[], bytes]:
     return lambda: generate_latest(registry)
 
 
+def _cache(totals: dict[Key, list[int]]) -> Iterator[Metric]:
+    labels = ["model", "version"]
+    hits = CounterMetricFamily("shoal_cache_hits", "Requests that needed no run of their own.", labels=labels)
+    misses = CounterMetricFamily("shoal_cache_misses", "Requests that were looked up and ran.", labels=labels)
+    for key, cells in totals.items():
+        if cells[_CACHE_HITS] or cells[_CACHE_MISSES]:
+            hits.add_metric(list(key), cells[_CACHE_HITS])
+            misses.add_metric(list(key), cells[_CACHE_MISSES])
+    size_bytes, evictions = (totals[_ALL][cell] for cell in (_CACHE_BYTES, _CACHE_EVICTIONS))
+    yield from (hits, misses)
+    yield GaugeMetricFamily("shoal_cache_bytes", "What the answers that are kept take.", size_bytes)
+    yield CounterMetricFamily("shoal_cache_evictions", "Answers that went to make room.", evictions)
+
+
 def _totals(cells: list[int], by_size: dict[int, tuple[int, int]]) -> Totals:
     return Totals(
         last_ms=cells[_LAST_MS],
@@ -301,6 +340,11 @@ def _totals(cells: list[int], by_size: dict[int, tuple[int, int]]) -> Totals:
         encode_ns=cells[_ENCODE_NS],
         failed=_failed(cells),
         failed_us=cells[_FAILED_US],
+        answered_from_cache=cells[_FROM_CACHE],
+        cache_hits=cells[_CACHE_HITS],
+        cache_hit_ns=cells[_CACHE_HIT_NS],
+        cache_misses=cells[_CACHE_MISSES],
+        cache_miss_ns=cells[_CACHE_MISS_NS],
         by_size=by_size,
     )
 

@@ -14,9 +14,9 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -27,10 +27,22 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
+from service.admin_key import check_reach
+from service.settings_lifecycle import Admin, Cache, Control
+from service.settings_remote import RemoteRepository, located
+
 ENV_PREFIX = "SHOAL_"
 _NESTED = "__"
 # Kubernetes puts these into each container for a Service called "shoal"; the last two are for training and the tests.
 _NOT_SETTINGS = re.compile(r"SHOAL_((SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)|DATA_DIR|REQUIRE_ALL)")
+
+
+# Bounds that a model's own settings file shares (service/lifecycle/model_file.py).
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
+QueueDelay = Annotated[int, Field(ge=0)]
+QueueItems = Annotated[int, Field(ge=1, le=65536)]
+Count = Annotated[int, Field(ge=1, le=256)]
+Timeout = Annotated[int, Field(ge=1)]
 
 
 class SettingsError(Exception):
@@ -62,7 +74,7 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     ] = 64 << 20
     body_timeout_s: Annotated[float, Field(gt=0, description="How long a body may take to arrive, else 408.")] = 30.0
     request_timeout_ms: Annotated[
-        int, Field(ge=1, description="A request without an answer after this is answered 504.")
+        Timeout, Field(description="A request without an answer after this is answered 504.")
     ] = 30_000
     drain_delay_s: Annotated[
         float,
@@ -90,24 +102,21 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
     """How concurrent requests become batches."""
 
     max_batch_size: Annotated[
-        int,
+        BatchSize,
         Field(
-            ge=1,
-            le=1024,
             description="Most items one run executes; less when measuring shows that less is enough, which it does not "
             "look for where `engine.tune_budget_s` is 0 and, on a CPU, instances or threads are given.",
         ),
     ] = 64
     max_queue_delay_us: Annotated[
-        int,
+        QueueDelay,
         Field(
-            ge=0,
             description="How long the oldest item may wait for company. 0 runs whatever is there: lowest latency, "
             "smaller batches.",
         ),
     ] = 0
     max_queue_items: Annotated[
-        int, Field(ge=1, le=65536, description="Items in flight per model; beyond that requests are answered 503.")
+        QueueItems, Field(description="Items in flight per model; beyond that requests are answered 503.")
     ] = 1024
     max_row_bytes: Annotated[
         int,
@@ -139,9 +148,9 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
         int | None, Field(ge=1, le=64, description="Engine processes. Default: one for each GPU, else one.")
     ] = None
     instances: Annotated[
-        int | None, Field(ge=1, le=256, description="Copies of each model that run side by side. Default: measured.")
+        Count | None, Field(description="Copies of each model that run side by side. Default: measured.")
     ] = None
-    threads: Annotated[int | None, Field(ge=1, le=256, description="Threads of each copy. Default: measured.")] = None
+    threads: Annotated[Count | None, Field(description="Threads of each copy. Default: measured.")] = None
     tune_budget_s: Annotated[
         float, Field(ge=0, le=60, description="How long the measuring at start may take, for all models together.")
     ] = 1.0
@@ -163,68 +172,6 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     ] = None
 
 
-class Control(BaseModel, frozen=True, extra="forbid"):
-    """Which versions are served, and what may change that while the service runs."""
-
-    mode: Annotated[
-        Literal["none", "explicit", "poll"],
-        Field(
-            description="`none`: the versions of the start. `explicit`: they are loaded and unloaded by request. "
-            "`poll`: as the repository changes."
-        ),
-    ] = "none"
-    load_at_start: Annotated[
-        str, Field(description="Models to load at the start: names with commas between, `*` is all, nothing is none.")
-    ] = "*"
-    latest: Annotated[
-        int, Field(ge=1, description="How many of the newest versions of a model are served, where it does not say.")
-    ] = 1
-    settle_s: Annotated[
-        float, Field(ge=0, description="Mode `poll`: a version is loaded once its files have not changed for so long.")
-    ] = 2.0
-    rescan_s: Annotated[
-        float,
-        Field(gt=0, description="Mode `poll`: how often to look where the file system tells of no change."),
-    ] = 30.0
-    require_signature: Annotated[
-        Path | None,
-        Field(description="A file of Ed25519 public keys; only versions signed with one of them are served."),
-    ] = None
-    when_memory_is_short: Annotated[
-        Literal["refuse", "in_place"],
-        Field(
-            description="A new version that does not fit beside the one it replaces is refused, or takes its place "
-            "once that is gone."
-        ),
-    ] = "refuse"
-    state_file: Annotated[
-        Path | None,
-        Field(description="Keeps what was loaded and routed by request over a restart of the service. Default: lost."),
-    ] = None
-
-
-class Admin(BaseModel, frozen=True, extra="forbid"):
-    """Who may load, unload, route, set the log level and drain, by request."""
-
-    port: Annotated[
-        int | None, Field(ge=0, le=65535, description="A port for the admin API alone, 0 takes a free one.")
-    ] = None
-    host: Annotated[str, Field(description="Address of that port.")] = "127.0.0.1"
-    public: Annotated[bool, Field(description="The admin API is on the public port too. Needs a key.")] = False
-    key: Annotated[
-        SecretStr | None, Field(description="What clients send as `Authorization: Bearer`; rather in the environment.")
-    ] = None
-    key_file: Annotated[Path | None, Field(description="A file that holds the key.")] = None
-
-
-class Cache(BaseModel, frozen=True, extra="forbid"):
-    """Answers that are kept, to be given again for the same tensors."""
-
-    max_bytes: Annotated[
-        int, Field(ge=0, description="Memory for tensors and answers, over all frontends; 0 is no cache.")
-    ] = 0
-
-
 class Logging(BaseModel, frozen=True, extra="forbid"):
     """What goes to standard error."""
 
@@ -242,9 +189,9 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter=_NESTED, case_sensitive=False
     )
 
-    repository: Annotated[Path, Field(description="The model repository: `<name>/<version>/model.onnx`.")] = Path(
-        "models"
-    )
+    repository: Annotated[
+        Path, Field(description="The models, `<name>/<version>/model.onnx`: a folder, or a URL (docs/remote.md).")
+    ] = Path("models")
     server: Server = Server()
     images: Images = Images()
     batching: Batching = Batching()
@@ -252,6 +199,7 @@ class Settings(BaseSettings):
     control: Control = Control()
     admin: Admin = Admin()
     cache: Cache = Cache()
+    remote: RemoteRepository = RemoteRepository()
     logging: Logging = Logging()
 
     config: Annotated[Path | None, Field(description="A TOML file with any of these settings.")] = None
@@ -267,6 +215,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file.get())
 
+    @model_validator(mode="before")
+    @classmethod
+    def locate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return located(values)
+
     @model_validator(mode="after")
     def check(self) -> Self:
         batching = self.batching
@@ -280,6 +233,8 @@ class Settings(BaseSettings):
                 f"server.frontends ({self.server.frontends}) is larger than batching.max_queue_items "
                 f"({batching.max_queue_items}), of which each has its share"
             )
+        admin, ports = self.admin, (self.server.port, self.server.grpc_port)
+        check_reach(admin.secret is not None, admin.host, admin.port, admin.public, ports)
         if self.engine.fp16 and self.engine.device != "tensorrt":
             raise ValueError(
                 f"engine.fp16 needs engine.device tensorrt, not {self.engine.device}: onnxruntime's other providers "
@@ -306,7 +261,7 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
                 "server.port": "port",
                 "server.host": "host",
                 "server.frontends": "frontends",
-                "control.require_signature": "require-signature",
+                "control.require-signature": "require-signature",
             },
             _cli_avoid_json=True,
             _cli_hide_none_type=True,
@@ -324,10 +279,8 @@ def read_settings(flags: Sequence[str], command: str) -> Settings:
 
 # What `tune` decides for a model; given by hand from any source, it is left alone.
 _TUNED = (
-    ("engine", "instances"),
-    ("engine", "threads"),
-    ("batching", "max_batch_size"),
-    ("batching", "max_queue_delay_us"),
+    *(("engine", "instances"), ("engine", "threads")),
+    *(("batching", "max_batch_size"), ("batching", "max_queue_delay_us")),
 )
 
 
@@ -389,4 +342,4 @@ def _explain(error: ErrorDetails, flags: Sequence[str], config: Path | None) -> 
         source = f"{config}: {'.'.join(path)}"
     if error["type"] == "extra_forbidden":
         return f"{source}: no such setting"
-    return f"{source}: {error['msg']}, not {error['input']!r}"
+    return f"{source}: {error['msg']}" + ("" if path == ["admin", "key"] else f", not {error['input']!r}")

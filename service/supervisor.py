@@ -1,11 +1,13 @@
-"""Starts engines and frontends, replaces those that die, and drains on SIGTERM.
+"""Starts the controller, engines and frontends, replaces those that die, and drains on SIGTERM.
 
-    frontends 0    HTTP and one engine share this process: the same arena, link and loops as between processes
-    frontends n    n HTTP processes and an engine process for each device, forked here; this process only watches
+    frontends 0    HTTP, one engine and the controller share this process: the same code as between processes
+    frontends n    n HTTP processes, an engine process for each device and the controller, forked here; this process
+                   only watches
 
     SIGTERM, SIGINT ─► the frontends leave (frontend/serve.py) ─► the engines end ─► exit 0
     a frontend dies ─► its connections are lost with it; another takes its socket and its slots
     an engine dies  ─► its requests in flight are answered 503; another loads the models and is connected
+    the controller  ─► requests are answered as before; another learns from the others how things stand
     deaths go on    ─► exit 1: whoever runs us must see it
 
 Between the supervisor and a child runs one socket (control.py). Its end of file tells a frontend that the supervisor is
@@ -16,53 +18,58 @@ shared. This process therefore never starts a thread. Decisions: docs/adr/0009, 
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import logging
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from service.batching.link import Link, link_pair
 from service.control import control_pair, send_leave, send_link
+from service.lifecycle.frames import make_place
+from service.lifecycle.remote_source import RemoteError
+from service.lifecycle.remote_start import settled_repository
+from service.listening import StartError, listen, listen_for_admin, require_device, require_grpc, settled_grpc_port
 from service.log import configure_logging
 from service.machine import available_cores, cuda_devices
 from service.metrics import SharedCounts
 from service.settings import Settings
+from service.trust import trusted_keys
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 2048
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MOST_DEATHS = 5  # of all children together
 _DEATHS_WITHIN_S = 60.0
 _ENGINE_END_S = 15.0
 _FRONTENDS_PER_ENGINE = 4
 
-Role = Literal["engine", "frontend"]
-
-
-class StartError(Exception):
-    """The service cannot start. The message says what stands in the way."""
+Role = Literal["controller", "engine", "frontend"]
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> int:
-    """Run until a signal ends it; the exit status. `say` prints where to look. Raises StartError."""
+    """Run until a signal ends it; the exit status. `say` prints where to look. Raises StartError, SettingsError."""
     configure_logging(settings.logging)
+    try:
+        settings = settled_repository(settings)
+    except RemoteError as error:
+        raise StartError(str(error)) from error
     if not settings.repository.is_dir():
         raise StartError(f"model repository {settings.repository} is not a folder; choose one with --repository")
     require_device(settings)
     require_grpc(settings)
+    trusted_keys(settings.control.require_signature)  # read before anybody is forked
     with settled_grpc_port(settings) as settings:
         n_frontends = frontend_count(settings)
+        listeners = listen(settings.server.host, settings.server.port, max(1, n_frontends))
+        admin, settings = listen_for_admin(settings, max(1, n_frontends))
         if n_frontends == 0:
-            return _serve_in_one_process(settings, listen(settings.server.host, settings.server.port, 1)[0], say)
-        listeners = listen(settings.server.host, settings.server.port, n_frontends)
-        return Supervisor(settings, listeners, say).run()
+            return _serve_in_one_process(settings, [*listeners, *admin], say)
+        return Supervisor(settings, listeners, admin, say).run()
 
 
 def frontend_count(settings: Settings) -> int:
@@ -80,78 +87,6 @@ def engine_count(settings: Settings) -> int:
     return 1 if settings.engine.device == "cpu" else max(1, len(cuda_devices()))
 
 
-def require_device(settings: Settings) -> None:
-    """Raises StartError where a GPU is asked for by name and there is none: no model would ever be ready."""
-    if settings.engine.device in ("cuda", "tensorrt") and not cuda_devices():
-        raise StartError(
-            f"--engine.device {settings.engine.device}: no CUDA device here, or the package without CUDA is installed; "
-            "needed are a driver's device and pip install 'shoal[gpu]' in place of 'shoal[cpu]'"
-        )
-
-
-def listen(host: str, port: int, n: int) -> list[socket.socket]:
-    """`n` sockets on one port, between which the kernel spreads connections. Raises StartError."""
-    listeners: list[socket.socket] = []
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        for _ in range(n):
-            listener = socket.socket(family, kind, protocol)
-            listeners.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if n > 1:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address if listener is listeners[0] else listeners[0].getsockname())
-        for listener in listeners:
-            listener.listen(_BACKLOG)
-    except OSError as error:
-        raise StartError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
-        ) from error
-    return listeners
-
-
-def require_grpc(settings: Settings) -> None:
-    """Raises StartError where a port for gRPC is given and what serves it is not installed."""
-    if settings.server.grpc_port is None:
-        return
-    for name in ("grpc", "google", "google.protobuf"):
-        if importlib.util.find_spec(name) is None:
-            raise StartError(
-                f"--server.grpc-port {settings.server.grpc_port}: the extra `grpc` is not installed; pip install "
-                "'shoal[cpu,grpc]', or 'shoal[gpu,grpc]'"
-            )
-
-
-@contextlib.contextmanager
-def settled_grpc_port(settings: Settings) -> Iterator[Settings]:
-    """The settings with a port that all frontends can share, which is kept until the end. Raises StartError.
-
-    gRPC binds for itself, in each frontend. The port is first bound alone, which fails where anybody listens, even one
-    who would share; then held by a socket that shares it and never listens.
-    """
-    host, port = settings.server.host, settings.server.grpc_port
-    if port is None:
-        yield settings
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind, protocol) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind(address)
-                address = alone.getsockname()
-            held = stack.enter_context(socket.socket(family, kind, protocol))
-            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-                held.setsockopt(socket.SOL_SOCKET, option, 1)
-            held.bind(address)
-        except OSError as error:
-            raise StartError(
-                f"cannot listen on {host} port {port}: {error.strerror}; choose another with --server.grpc-port"
-            ) from error
-        server = settings.server.model_copy(update={"grpc_port": address[1]})
-        yield settings.model_copy(update={"server": server})
-
-
 @dataclass
 class _Child:
     role: Role
@@ -162,9 +97,16 @@ class _Child:
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, listeners: list[socket.socket], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: list[socket.socket],
+        admin: list[socket.socket],
+        say: Callable[[str], None],
+    ) -> None:
         self._settings = settings
         self._listeners = listeners
+        self._admin = admin  # one for each frontend too, or none
         self._say: Callable[[str], None] | None = say
         self._n_engines = engine_count(settings)
         self._counts = SharedCounts(len(listeners))
@@ -173,6 +115,7 @@ class Supervisor:
         self._deaths: list[float] = []
         self._draining = False
         self._failed = False
+        self._place = make_place()
 
     def run(self) -> int:
         """Until every child has ended; the exit status."""
@@ -190,6 +133,7 @@ class Supervisor:
             self._start_engine(engine)
         for frontend in range(n_frontends):
             self._start_frontend(frontend)
+        self._start_controller()
         while self._children:
             self._watch(wakeup)
         return 1 if self._failed else 0
@@ -212,7 +156,7 @@ class Supervisor:
     def _drain(self) -> None:
         """One step towards the end: the frontends leave, a second time at once, a third time without waiting."""
         self._draining = True
-        for listener in self._listeners:  # while one of us has it open, the kernel goes on accepting
+        for listener in (*self._listeners, *self._admin):  # while one of us has it open, the kernel goes on accepting
             listener.close()
         frontends = [child for child in self._children.values() if child.role == "frontend"]
         for child in frontends:
@@ -244,7 +188,9 @@ class Supervisor:
             self._failed = True
             self._drain()
             return
-        if child.role == "engine":
+        if child.role == "controller":
+            self._start_controller()
+        elif child.role == "engine":
             frontends = range(len(self._listeners))
             self._links = {(child.number, frontend): link_pair() for frontend in frontends}
             ends = {frontend: self._links[child.number, frontend][0] for frontend in frontends}
@@ -266,7 +212,7 @@ class Supervisor:
             link.close()
 
     def _end_engines(self) -> None:
-        """End of file on its control tells an engine to leave once its frontends have."""
+        """End of file on its control tells an engine to leave once its frontends have, and the controller at once."""
         for child in self._children.values():
             child.control.close()
         give_up_at = time.monotonic() + _ENGINE_END_S
@@ -274,11 +220,19 @@ class Supervisor:
             poll = select.poll()
             poll.register(child.pidfd, select.POLLIN)
             if not poll.poll(max(0.0, give_up_at - time.monotonic()) * 1000):
-                log.warning("engine %d does not end; it is killed", child.number)
+                log.warning("%s %d does not end; it is killed", child.role, child.number)
                 os.kill(child.pid, signal.SIGKILL)
             self._reap(child)
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_controller(self) -> None:
+        def body(control: socket.socket) -> int:
+            from service.controller.process import run_controller
+
+            return run_controller(self._settings, self._n_engines, self._place, self._counts, control)
+
+        self._fork("controller", 0, body, {self._place.listener})
 
     def _start_engine(self, number: int) -> None:
         links = {frontend: ends[1] for (engine, frontend), ends in self._links.items() if engine == number}
@@ -286,22 +240,25 @@ class Supervisor:
         def body(control: socket.socket) -> int:
             from service.engine.serve import run_engine  # the engine's imports are its own
 
-            return run_engine(self._settings, number, len(self._listeners), links, control)
+            return run_engine(self._settings, number, len(self._listeners), links, control, self._place)
 
         self._fork("engine", number, body, set(links.values()))
 
     def _start_frontend(self, number: int) -> None:
         links = [ends[0] for (_, frontend), ends in sorted(self._links.items()) if frontend == number]
+        listeners = [self._listeners[number], *self._admin[number : number + 1]]
         say, self._say = (self._say, None) if number == 0 else (None, self._say)
 
         def body(control: socket.socket) -> int:
             from service.frontend.process import run_frontend
 
             return run_frontend(
-                self._settings, number, self._listeners[number], links, self._counts, control, say, bool(self._deaths)
+                *(self._settings, number, listeners, links, self._counts, control, say),
+                succeeds=bool(self._deaths),
+                place=self._place,
             )
 
-        self._fork("frontend", number, body, {*links, self._listeners[number]})
+        self._fork("frontend", number, body, {*links, *listeners})
 
     def _fork(
         self, role: Role, number: int, body: Callable[[socket.socket], int], mine: set[Link | socket.socket]
@@ -313,7 +270,7 @@ class Supervisor:
             ours.close()
             self._be_child(f"{role} {number}", lambda: body(theirs), mine)
         theirs.close()
-        for link in mine - set(self._listeners):
+        for link in mine - {*self._listeners, *self._admin, self._place.listener}:
             link.close()
         self._children[role, number] = _Child(role, number, pid, os.pidfd_open(pid), ours)
 
@@ -324,7 +281,8 @@ class Supervisor:
             for number in _SIGNALS:  # a terminal sends them to all its processes; the supervisor decides
                 signal.signal(number, signal.SIG_IGN)
             others: list[Link | socket.socket] = [end for ends in self._links.values() for end in ends]
-            others += [*self._signal_sockets, *self._listeners, *(child.control for child in self._children.values())]
+            others += [*self._signal_sockets, *self._listeners, *self._admin, self._place.listener]
+            others += [child.control for child in self._children.values()]
             for end in others:
                 if end not in mine:
                     end.close()
@@ -341,22 +299,26 @@ class Supervisor:
 # ── one process ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _serve_in_one_process(settings: Settings, listener: socket.socket, say: Callable[[str], None]) -> int:
+def _serve_in_one_process(settings: Settings, listeners: list[socket.socket], say: Callable[[str], None]) -> int:
     import uvloop
 
+    from service.controller.controller import Controller
     from service.engine.serve import make_engine
     from service.frontend.serve import HttpServer
 
     async def run() -> bool:
         frontend_end, engine_end = link_pair()
-        server = HttpServer(settings, [frontend_end], SharedCounts(1), 0)
-        engine = make_engine(settings, 0, 1, {0: engine_end})
+        place, counts = make_place(), SharedCounts(1)
+        server = HttpServer(settings, [frontend_end], counts, 0, place)
+        engine = make_engine(settings, 0, 1, {0: engine_end}, place)
         for number in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, server.leave)
         engine.start()
+        controller = asyncio.create_task(Controller(settings, 1, place, counts).run())
         try:
-            return await server.run(listener, say, end_with_engines=True)
+            return await server.run(listeners, say, end_with_engines=True)
         finally:
+            controller.cancel()
             await asyncio.to_thread(engine.stop)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -3,6 +3,7 @@
     python -m training cifar10 --epochs 30 --optimizer sgd --lr 0.1 --lr-scheduler onecycle
     torchrun --nproc-per-node 2 -m training mnist
     python -m training list | show mnist | quantise mnist | publish --onnx file.onnx --name mine
+    python -m training keygen publisher | sign mnist --key publisher
 
 Every field of a recipe is a flag, with the type, bounds and description of its declaration.
 """
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta, inspect
 from rich.console import Console
 
+from models.signature import fingerprint
 from training.bring import publish_onnx
 from training.catalogue import print_catalogue, print_version
 from training.checkpoint import CHECKPOINT_FILE, read_checkpoint
@@ -28,6 +31,7 @@ from training.pipeline import Options, command_to_serve, make, make_quantised, t
 from training.rate import newest_with_weights, rates
 from training.recipes import RECIPES, Recipe, changed
 from training.runs import latest_run
+from training.sign import key_to_sign_with, make_keys, sign
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +65,7 @@ def do_make(given: argparse.Namespace, console: Console) -> None:
         device=given.device,
         seeds=given.seeds,
         resume=run_to_resume(given, recipe.name),
+        sign_key=given_key(given),
     )
     if options.resume is None:
         make(changed(recipe, given_fields(given)), options, console)
@@ -77,7 +82,7 @@ def command_to_resume(given: argparse.Namespace, run: Path | None) -> str:
     """What goes on where this command stopped: the run has its recipe, and the options are said again."""
     words = ["python", "-m", "training", given.command, "--resume", str(run)]
     usual = parser().parse_args([given.command])
-    for name in ("data_dir", "repository", "runs", "version", "device"):
+    for name in ("data_dir", "repository", "runs", "version", "device", "sign_key"):
         if getattr(given, name) != getattr(usual, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
     return shlex.join(words)
@@ -96,7 +101,9 @@ def given_fields(given: argparse.Namespace) -> dict[str, Any]:  # Any: strings a
 
 
 def do_quantise(given: argparse.Namespace, console: Console) -> None:
-    options = Options(data_dir=given.data_dir, repository=given.repository, version=given.version)
+    options = Options(
+        data_dir=given.data_dir, repository=given.repository, version=given.version, sign_key=given_key(given)
+    )
     make_quantised(given.name, given.of, options, console)
 
 
@@ -108,9 +115,30 @@ def do_rate(given: argparse.Namespace, console: Console) -> None:
 
 def do_publish(given: argparse.Namespace, console: Console) -> None:
     published = publish_onnx(
-        given.onnx, given.name, given.repository, version=given.version, labels=given.labels, rows=given.golden
+        *(given.onnx, given.name, given.repository),
+        version=given.version,
+        labels=given.labels,
+        rows=given.golden,
+        sign_key=given_key(given),
     )
     tell(console, f"Published {published}\nNext: {command_to_serve(given.repository)}")
+
+
+def given_key(given: argparse.Namespace) -> Ed25519PrivateKey | None:
+    """Read before anything is trained: a wrong file must not cost hours. Raises KeyUnsuited."""
+    return None if given.sign_key is None else key_to_sign_with(given.sign_key)
+
+
+def do_keygen(given: argparse.Namespace, console: Console) -> None:
+    public_file, name = make_keys(given.prefix)
+    tell(console, f"Wrote {given.prefix}, which signs and stays secret, and {public_file}: {name}")
+    tell(console, f"Next: python -m service serve --require-signature {shlex.quote(str(public_file))}")
+
+
+def do_sign(given: argparse.Namespace, console: Console) -> None:
+    key = key_to_sign_with(given.key)
+    folder = sign(given.repository, given.name, key)
+    tell(console, f"Signed {folder} with {fingerprint(key.public_key())}")
 
 
 def do_samples(given: argparse.Namespace, console: Console) -> None:
@@ -133,12 +161,15 @@ def parser() -> argparse.ArgumentParser:
     number = argparse.ArgumentParser(add_help=False)
     number.add_argument("--version", type=positive, help="number of the new version (default: the next free one)")
 
+    signed = argparse.ArgumentParser(add_help=False)
+    signed.add_argument("--sign-key", type=Path, help="sign what is published with this private key")
+
     top = argparse.ArgumentParser(prog="python -m training", description="Train, verify and publish a model version.")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for recipe in RECIPES.values():
         title = SOURCES[recipe.dataset].title
         command = commands.add_parser(
-            recipe.name, parents=[data_dir, repository, number], help=f"train: {title}", allow_abbrev=False
+            recipe.name, parents=[data_dir, repository, number, signed], help=f"train: {title}", allow_abbrev=False
         )
         command.set_defaults(do=do_make)
         command.add_argument("--runs", type=Path, default=Path("runs"), help="where checkpoints and events go (runs)")
@@ -155,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("name", help="of the model, or name/version")
     command.set_defaults(do=lambda given, console: print_version(given.repository, given.name, console))
     command = commands.add_parser(
-        "quantise", parents=[data_dir, repository, number], help="publish an int8 version of an image model"
+        "quantise", parents=[data_dir, repository, number, signed], help="publish an int8 version of an image model"
     )
     command.add_argument("name", help="of the model")
     command.add_argument("--of", type=positive, help="version to start from (default: the highest)")
@@ -166,12 +197,21 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--largest", type=positive, default=1024, help="largest batch (1024)")
     command.add_argument("--seconds", type=float, default=1.0, help="for each batch size (1)")
     command.set_defaults(do=do_rate)
-    command = commands.add_parser("publish", parents=[repository, number], help="publish an ONNX file made elsewhere")
+    command = commands.add_parser(
+        "publish", parents=[repository, number, signed], help="publish an ONNX file made elsewhere"
+    )
     command.add_argument("--onnx", type=Path, required=True, help="the file; weights inside")
     command.add_argument("--name", required=True, help="what the model is served as")
     command.add_argument("--labels", type=Path, help="text file, a label a line, for a model that gives probabilities")
     command.add_argument("--golden", type=Path, help="npz with an array per input, rows whose answers are kept")
     command.set_defaults(do=do_publish)
+    command = commands.add_parser("keygen", help="make a pair of keys to sign versions with")
+    command.add_argument("prefix", type=Path, help="file of the private key; the public one is beside it in .pub")
+    command.set_defaults(do=do_keygen)
+    command = commands.add_parser("sign", parents=[repository], help="sign a published version")
+    command.add_argument("name", help="of the model, or name/version")
+    command.add_argument("--key", type=Path, required=True, help="the private key")
+    command.set_defaults(do=do_sign)
     command = commands.add_parser("samples", parents=[data_dir], help="write 1,000 MNIST test images for load tests")
     command.add_argument("--output", type=Path, default=Path("loadtests/samples/mnist.npz"))
     command.set_defaults(do=do_samples)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models.manifest import (
     DATATYPE_OF,
@@ -47,7 +48,14 @@ _ONNX_TYPES: Mapping[str, Datatype] = {
 
 
 def publish_onnx(
-    path: Path, name: str, repository: Path, *, version: int | None = None, labels: Path | None, rows: Path | None
+    path: Path,
+    name: str,
+    repository: Path,
+    *,
+    version: int | None = None,
+    labels: Path | None,
+    rows: Path | None,
+    sign_key: Ed25519PrivateKey | None = None,
 ) -> Path:
     """Returns the folder of the version.
 
@@ -85,7 +93,7 @@ def publish_onnx(
         write_golden(folder, golden)
         write_manifest(folder, msgspec.structs.replace(manifest, files=digests(folder)))
 
-    return place(repository, name, version, write)
+    return place(repository, name, version, write, sign_key)
 
 
 def read_onnx(path: Path) -> bytes:

@@ -55,11 +55,8 @@ def version_folders(repository: Path) -> Iterator[Path]:
 
 
 def print_version(repository: Path, wanted: str, console: Console) -> None:
-    """`wanted` is a name, for its highest version, or name/version. Raises VersionUnknown."""
-    name, _, number = wanted.partition("/")
-    if number and not number.isdecimal():
-        raise VersionUnknown(f"{wanted}: expected a model's name, or name/version with a whole number.")
-    folder = version_dir(repository, name, int(number) if number else highest_version(repository, name))
+    """`wanted` as for `chosen_folder`. Raises VersionUnknown."""
+    folder = chosen_folder(repository, wanted)
     try:
         manifest = read_manifest(folder)
         check_files(folder, manifest)
@@ -70,6 +67,14 @@ def print_version(repository: Path, wanted: str, console: Console) -> None:
     for title, value in facts(manifest, folder):
         table.add_row(title, Text(value))
     console.print(table)
+
+
+def chosen_folder(repository: Path, wanted: str) -> Path:
+    """`wanted` is a name, for its highest version, or name/version. Raises VersionUnknown."""
+    name, _, number = wanted.partition("/")
+    if number and not number.isdecimal():
+        raise VersionUnknown(f"{wanted}: expected a model's name, or name/version with a whole number.")
+    return version_dir(repository, name, int(number) if number else highest_version(repository, name))
 
 
 def facts(manifest: Manifest, folder: Path) -> Iterator[tuple[str, str]]:

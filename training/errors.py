@@ -11,6 +11,7 @@ TrainingError
 ├── VerificationFailed     the exported graph is not the trained model, or not good enough
 ├── VersionExists          a published version is never overwritten
 ├── ModelUnsuited          an ONNX file that the service could not serve
+├── KeyUnsuited            a file that is no key to sign with, or no place for one
 └── VersionUnknown         no such version, or not one that this can be done with
 
 `__main__` prints the message alone and exits with `exit_code`: 2 where the call was wrong, 1 where the result is.
@@ -72,6 +73,10 @@ class VersionUnknown(TrainingError):
 
 
 class ModelUnsuited(TrainingError):
+    exit_code = 2
+
+
+class KeyUnsuited(TrainingError):
     exit_code = 2
 
 

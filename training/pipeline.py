@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 from rich.console import Console
 from torch import nn
@@ -54,6 +55,7 @@ class Options(Struct, frozen=True, kw_only=True):
     version   number to publish as; None for the next free one
     resume    a run's folder to go on with
     seeds     how many to train, from the recipe's on; the first is published, all are reported
+    sign_key  signs what is published
     """
 
     data_dir: Path = Path("data")
@@ -63,6 +65,7 @@ class Options(Struct, frozen=True, kw_only=True):
     device: str = "auto"
     resume: Path | None = None
     seeds: int = 1
+    sign_key: Ed25519PrivateKey | None = None
 
 
 def make(
@@ -101,7 +104,8 @@ def make(
     metrics = verified.verification.metrics
     origin = origin_of(trained, facts, by_seed(recipe, scores))
     published = publish(
-        verified, origin, data, described(data, facts, metrics), recipe.name, options.repository, version
+        *(verified, origin, data, described(data, facts, metrics)),
+        *(recipe.name, options.repository, version, options.sign_key),
     )
     tell(console, f"\nPublished {recipe.name} version {version} in {published}")
     tested = f"{len(data.test_x):,} test items, measured with onnxruntime on the exported file"
@@ -226,7 +230,7 @@ def make_quantised(name: str, of: int | None, options: Options, console: Console
     )
     faster = f"{speed.ratio:.1f} times as fast on a CPU"
     description = f"{data.source.title}: int8 of version {of}, {metrics['accuracy']:.2%} right, {faster}."
-    published = publish(verified, origin, data, description, name, options.repository, version)
+    published = publish(verified, origin, data, description, name, options.repository, version, options.sign_key)
     tell(console, f"Published {name} version {version} in {published}")
     tell(console, f"  {metrics['accuracy']:.2%} right, the float version {metrics['float_accuracy']:.2%}")
     tell(

@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 import onnxscript
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 from PIL import Image
 
@@ -42,6 +43,7 @@ from models.manifest import (
     write_manifest,
 )
 from models.manifest import DataSet as DataSetFacts
+from models.signature import write_signature
 from training.checkpoint import serialised
 from training.data import DataSet, Source
 from training.errors import VersionExists, VersionUnknown, naming
@@ -87,7 +89,14 @@ def origin_of(trained: Trained, recipe: dict[str, Scalar], seeds: dict[str, floa
 
 
 def publish(
-    verified: Verified, origin: Origin, data: DataSet, description: str, name: str, repository: Path, version: int
+    verified: Verified,
+    origin: Origin,
+    data: DataSet,
+    description: str,
+    name: str,
+    repository: Path,
+    version: int,
+    sign_key: Ed25519PrivateKey | None = None,
 ) -> Path:
     """Returns the folder of the version. Raises VersionExists, having changed nothing."""
     assert isinstance(verified, Verified), "bug: only what verify() returned is published"
@@ -98,11 +107,20 @@ def publish(
         write_report(folder / REPORT_FILE, manifest, origin.history, report_answers(verified, data), origin.parameters)
         write_manifest(folder, msgspec.structs.replace(manifest, files=digests(folder)))
 
-    return place(repository, name, version, write)
+    return place(repository, name, version, write, sign_key)
 
 
-def place(repository: Path, name: str, version: int, write: Callable[[Path], None]) -> Path:
-    """A version folder whose files `write` makes: there whole, or not at all. Raises VersionExists."""
+def place(
+    repository: Path,
+    name: str,
+    version: int,
+    write: Callable[[Path], None],
+    sign_key: Ed25519PrivateKey | None = None,
+) -> Path:
+    """A version folder whose files `write` makes, signed where a key is given: there whole, or not at all.
+
+    Raises   VersionExists
+    """
     target = version_dir(repository, name, version)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{version}-"))
@@ -110,6 +128,8 @@ def place(repository: Path, name: str, version: int, write: Callable[[Path], Non
         staging.chmod(0o755)  # mkdtemp gives 0700; the service often runs as somebody else
         with naming(target):
             write(staging)
+            if sign_key is not None:
+                write_signature(staging, sign_key)
         refuse_existing(target)
         try:
             staging.rename(target)

@@ -82,6 +82,10 @@ class Region:
             for i, slot in enumerate(slots):
                 self._bytes[slot * size : (slot + 1) * size] = rows[i * size : (i + 1) * size]
 
+    def row(self, slot: int) -> memoryview:
+        """A view."""
+        return self._bytes[slot * self._row_bytes : (slot + 1) * self._row_bytes]
+
     def read_into(self, buffer: memoryview, slots: Sequence[int]) -> None:
         """Fill the front of `buffer`, which is of bytes."""
         size = self._row_bytes
@@ -119,6 +123,12 @@ class ShapedRegion:
         start = slot * self._stride
         _, axes = _RECORD_HEAD.unpack_from(self._bytes, start)
         return struct.unpack_from(f"<{axes}q", self._bytes, start + _RECORD_HEAD.size)
+
+    def record(self, slot: int) -> memoryview:
+        """Of the item's bytes and shape: a view of what was written, from which its own length follows."""
+        start = slot * self._stride
+        _, axes = _RECORD_HEAD.unpack_from(self._bytes, start)
+        return self._bytes[start : start + _RECORD_HEAD.size + 8 * axes]
 
     def data(self, slot: int) -> memoryview:
         """The item's bytes: a view."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from service.batching.arena import Arena, Rows, ShapedRow, SlotIndex
 from service.batching.link import ModelFacts, Status
-from service.errors import DeadlineExceeded, EngineError, Overloaded, WrongTensor
+from service.errors import DeadlineExceeded, EngineError, ModelNotReady, Overloaded, WrongTensor
 
 DEFAULT_PRIORITY = 1  # the protocol: 1 is the highest, 0 asks for the default
 LOWEST_PRIORITY = 254  # of a client's request
@@ -26,7 +26,9 @@ Commit = Callable[["Claim"], None]
 
 
 Timings = tuple[int, int, int]
-"""Of the slowest of a request's items: queue_us, compute_us, and how many ran together."""
+"""Of the slowest of a request's items: queue_us, compute_us, and how many ran together, or FROM_CACHE."""
+
+FROM_CACHE = -1  # nothing ran; queue_us is how long it waited for the run of another
 
 _NO_TIMINGS: Timings = (0, 0, 0)
 
@@ -59,6 +61,15 @@ class ModelObserver:
     def shadow_skipped(self, reason: SkipReason, items: int) -> None:
         """Items that this version would have repeated."""
 
+    def cache_hit(self, ns: int) -> None:
+        """Once for each request that needed no run of its own: to look it up and to copy its outputs took `ns`."""
+
+    def cache_missed(self, ns: int) -> None:
+        """Once for each run whose request was looked up: that, and to keep its outputs, took `ns`."""
+
+    def cache_changed(self, size_bytes: int, evicted: int) -> None:
+        """Of the cache as a whole: what it takes now, and how many answers went to make room."""
+
 
 class ServedModel:
     """A ready version as this frontend sees it: what it is, its rows, and which of its slots are free."""
@@ -85,10 +96,16 @@ class ServedModel:
         self.plans: dict[str, Any] = {}  # what handlers work out once for each version
         self.free = [SlotIndex(slot) for slot in reversed(range(first, end))]  # a stack: warm rows are used again
         self.owners: dict[int, Claim] = {}
+        self.retired: Callable[[], None] | None = None  # once the version is gone: called when slots come free
 
     @property
     def in_flight(self) -> int:
         return self.capacity - len(self.free)
+
+    def deadline(self, received_at: int, timeout_ns: int) -> int:
+        """Of a request: by the service's time-out, or the model's own where that is shorter."""
+        own_ms = self.facts.timeout_ms
+        return received_at + (timeout_ns if own_ms is None else min(timeout_ns, own_ms * 1_000_000))
 
     def claim(self, n_items: int) -> "Claim":
         """Raises WrongTensor when the model could never hold that many, Overloaded when it cannot now."""
@@ -100,6 +117,8 @@ class ServedModel:
         if not 0 < n_items <= self.capacity:
             raise WrongTensor(f"{n_items} items in one request; expected at most {self.capacity}")
         if n_items > len(free):
+            if self.retired is not None:
+                raise ModelNotReady(f"version {self.facts.version} of {self.facts.name!r} has just gone; send it again")
             raise Overloaded(
                 f"model {self.facts.name!r} is overloaded: {self.in_flight} items in flight, room for {self.capacity}"
             )
@@ -167,7 +186,10 @@ class Claim:
         self._released = True
         self._done = None
         if self.unanswered <= 0:
-            self.model.free.extend(reversed(self.slots))
+            model = self.model
+            model.free.extend(reversed(self.slots))
+            if model.retired is not None:
+                model.retired()
 
     def answered(self, status: int, queue_us: int, compute_us: int, batch_size: int) -> None:
         self.unanswered -= 1

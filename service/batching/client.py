@@ -28,6 +28,7 @@ from service.batching.link import (
     LinkClosed,
     ModelFacts,
     ModelFailed,
+    ModelGone,
     ModelReady,
     ModelsLoaded,
 )
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _SEND_AT = 8  # commits: the engine runs them while this turn of the event loop decodes more
 _COMMIT, _pack = int(Kind.COMMIT), COMMIT.pack
+_RELEASE = int(Kind.RELEASE)
 _SWEEP_SECONDS = 0.05  # how late an answer to an expired request may be while the engine is busy
 
 
@@ -167,11 +169,39 @@ class Client:
                 versions = self._models.get(facts.name, {}) | {facts.version: model}
                 self._models[facts.name] = dict(sorted(versions.items(), key=lambda item: version_key(item[0])))
                 self._changed()
+            case ModelGone():
+                if event.index in self._by_index:  # else it went before this frontend came
+                    self._retire(self._by_index[event.index])
             case ModelFailed():
                 self.failures[event.name, event.version] = event.reason
             case ModelsLoaded():
                 self.loaded.set()
                 self._changed()
+
+    def _retire(self, model: ServedModel) -> None:
+        """No new request finds it. Those that have it are answered; then its engine hears that it is free."""
+        facts = model.facts
+        versions = self._models[facts.name]
+        if versions.get(facts.version) is model:  # else another copy has taken its place
+            del versions[facts.version]
+            if not versions:
+                del self._models[facts.name]
+        self._changed()
+        model.retired = lambda: self._release_if_free(model)
+        model.retired()
+
+    def _release_if_free(self, model: ServedModel) -> None:
+        if model.in_flight or self._by_index.get(model.index) is not model:
+            return
+        del self._by_index[model.index]
+        model.free.clear()  # its rows are another's from now on
+        model.observer.in_flight(0)
+        if not any(
+            other.facts.version == model.facts.version for other in self._models.get(model.facts.name, {}).values()
+        ):
+            self._observer.gone(model.facts)
+        self._outgoing.append(_pack(_RELEASE, 0, model.index, 0, 0, 0))
+        self._send()
 
     def _sweep(self) -> None:
         """Answer the requests whose deadline passed while the engine was busy with others."""
@@ -209,6 +239,7 @@ class Client:
                 claim.fail(EngineDied(f"{reason}; the request may be sent again"))
         self._models.clear()
         self._by_index.clear()
+        self._outgoing.clear()
 
 
 def version_key(version: str) -> tuple[bool, int, str]:

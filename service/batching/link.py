@@ -3,6 +3,7 @@
 Records are 24 bytes, so a read of many is parsed by one `iter_unpack`, and a read that is not full was the last:
 
     frontend → engine   COMMIT   slot, priority, when it was committed, deadline
+                        RELEASE  model: none of its slots is used any more, nor will be
     engine → frontend   ANSWER   slot, status, queue and compute time, size of its batch
     engine → frontend   EVENT    length, followed by that many bytes of JSON, padded to whole records; a `ModelReady`
                                  brings the arena's descriptor with it (SCM_RIGHTS)
@@ -42,6 +43,7 @@ class Kind(IntEnum):
     COMMIT = 1
     ANSWER = 2
     EVENT = 3
+    RELEASE = 4  # laid out as COMMIT
 
 
 class Status(IntEnum):
@@ -52,7 +54,7 @@ class Status(IntEnum):
 
 
 Commit = tuple[int, int, int, int, int, int]
-"""One slot's, as COMMIT unpacks it."""
+"""One slot's, as COMMIT unpacks it; or a RELEASE."""
 
 Answer = tuple[int, int, int, int, int, int, int, int, int]
 """One item's, as ANSWER unpacks it. `first` is 1 for one item of each batch, so that batches can be counted."""
@@ -65,6 +67,7 @@ class ModelFacts(Struct, frozen=True):
     items_per_s     of all instances together, as measured at load; 1 where nothing was measured
     batch_axis      dimension 0 of every tensor counts the items; otherwise an item is all of a request's tensors
     max_row_bytes   the largest item of tensors whose items differ in size
+    timeout_ms      of a request, where that is shorter than the service's; None: the service's
     """
 
     name: str
@@ -81,6 +84,7 @@ class ModelFacts(Struct, frozen=True):
     items_per_s: float
     batch_axis: bool = True
     max_row_bytes: int = 0
+    timeout_ms: int | None = None
 
 
 class ModelReady(Struct, frozen=True, tag="ready"):
@@ -92,6 +96,12 @@ class ModelReady(Struct, frozen=True, tag="ready"):
     index: int
     slots: tuple[int, int]
     facts: ModelFacts
+
+
+class ModelGone(Struct, frozen=True, tag="gone"):
+    """The version under `index` takes no more requests. Each frontend answers with RELEASE once it has none of it."""
+
+    index: int
 
 
 class ModelFailed(Struct, frozen=True, tag="failed"):
@@ -106,7 +116,7 @@ class ModelsLoaded(Struct, frozen=True, tag="loaded"):
     """Everything found at start has been announced, one way or the other."""
 
 
-Event = ModelReady | ModelFailed | ModelsLoaded
+Event = ModelReady | ModelGone | ModelFailed | ModelsLoaded
 
 
 class LinkClosed(Exception):

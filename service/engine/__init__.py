@@ -5,7 +5,8 @@ run.py          a batch, or where it fails, its halves
 instance.py     one loaded copy of a model: gather rows, run, scatter rows
 session.py      onnxruntime behind a small face
 loader.py       loads the repository, version by version
-repository.py   finds versions, and lets one serve only after digests, warm-up and golden rows
+repository.py   finds versions, and lets one serve only after signature, digests, warm-up and golden rows
+contract.py     what a version's folder promises, held against it
 tune.py         picks instances, threads and batch size by measuring
 """
 

@@ -1,4 +1,4 @@
-"""Golden rows: checked against the signature, then replayed; a version whose answers differ is not served."""
+"""Golden rows: checked against the tensors, then replayed; a version whose answers differ is not served."""
 
 from models.manifest import GOLDEN_FILE, NUMPY_OF, Golden, TensorSpec, Tolerance
 from service.batching.arena import item_shape

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from service.batching.link import Commit, Event, Link, LinkClosed, ModelFacts, ModelReady
+from service.batching.link import Commit, Event, Link, LinkClosed, ModelFacts, ModelGone, ModelReady
 
 
 class _Ready(NamedTuple):
@@ -89,6 +89,17 @@ class Links:
         """A model answers. `arena` is kept, for frontends that come later."""
         self._tell_all(_Ready(index, facts, arena))
 
+    def forget_ready(self, index: int) -> set[int]:
+        """Under the mutex. Frontends that come from now on do not hear of it; those that may have."""
+        (news,) = [news for news in self._news if isinstance(news, _Ready) and news.model == index]
+        self._news.remove(news)
+        os.close(news.arena)
+        return set(self._links)
+
+    def tell_gone(self, index: int, frontends: set[int]) -> None:
+        """To those that `forget_ready` gave."""
+        self._tell_each(frontends, ModelGone(index))
+
     def close(self) -> None:
         """Leave; every frontend sees an end of file."""
         with self._mutex:
@@ -103,8 +114,11 @@ class Links:
     def _tell_all(self, news: Event | _Ready) -> None:
         with self._mutex:
             self._news.append(news)
-            told = list(self._links)
-        for frontend in told:
+            told = set(self._links)
+        self._tell_each(told, news)
+
+    def _tell_each(self, frontends: set[int], news: Event | _Ready) -> None:
+        for frontend in frontends:
             if not self._tell(frontend, news):
                 with self._mutex:
                     self.drop(frontend)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from models.manifest import MODEL_FILE
 from service.batching.link import ModelFailed
-from service.engine.repository import FoundVersion, LoadedVersion, ModelSettings, find_versions, load_version
+from service.engine.repository import LoadedVersion, ModelSettings, find_versions, load_version
 from service.engine.session import UnservableModel
+from service.lifecycle.catalogue import FoundVersion
+from service.lifecycle.messages import Plan
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,8 @@ def load_all(repository: Path, settings: ModelSettings) -> Iterator[LoadedVersio
         return
     share = replace(settings, tune_budget_s=settings.tune_budget_s / max(1, len(found)))
     for version in sorted(found, key=_size):
-        yield _load(version, share)
+        loaded = load(version, share)
+        yield ModelFailed(version.name, version.version, loaded) if isinstance(loaded, str) else loaded
 
 
 def _size(found: FoundVersion) -> int:
@@ -32,15 +35,16 @@ def _size(found: FoundVersion) -> int:
         return 0  # it is refused with the reason
 
 
-def _load(found: FoundVersion, settings: ModelSettings) -> LoadedVersion | ModelFailed:
+def load(found: FoundVersion, settings: ModelSettings, plan: Plan | None = None) -> LoadedVersion | str:
+    """The version, or the reason why it is not served; either is logged."""
     try:
-        loaded = load_version(found, settings)
+        loaded = load_version(found, settings, plan)
     except UnservableModel as error:
         log.error("model %s version %s is not served: %s", found.name, found.version, error)
-        return ModelFailed(found.name, found.version, str(error))
+        return str(error)
     except Exception as error:  # whatever a version does to us, the others serve
         log.exception("model %s version %s is not served", found.name, found.version)
-        return ModelFailed(found.name, found.version, f"it could not be loaded: {error!r}")
+        return f"it could not be loaded: {error!r}"
     setup = loaded.setup
     rate = setup.rates.get(setup.max_batch_size)
     log.info(

@@ -16,6 +16,7 @@ An error in a run fails the items that cause it, found by halving the batch, and
 here is a bug: the engine logs it and leaves its links, and every frontend answers 503.
 """
 
+import itertools
 import logging
 import os
 import select
@@ -23,11 +24,12 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from service.batching.claim import BACKGROUND_PRIORITY
-from service.batching.link import Link, ModelFailed, ModelsLoaded
+from service.batching.link import Kind, Link, ModelFailed, ModelsLoaded
 from service.batching.policy import Limits, WaitingItem, WaitingQueue
 from service.engine.instance import Instance
 from service.engine.links import Links
@@ -38,6 +40,9 @@ from service.engine.run import Answered, expire, run_batch
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
+_RELEASE = int(Kind.RELEASE)
+_REST = 3  # a shadow's batch is followed by that many times its length without one
+_LOOK_AGAIN_S = 0.5  # whether the engine ends meanwhile
 
 
 @dataclass
@@ -49,6 +54,8 @@ class _Model:
     idle: list[Instance]
     key_of: Callable[[int], Hashable] | None
     waiting: WaitingQueue = field(default_factory=WaitingQueue)
+    users: set[int] = field(default_factory=set)  # frontends that may still use it, once it is retired
+    freed: threading.Event = field(default_factory=threading.Event)
 
     @property
     def in_background(self) -> bool:
@@ -64,14 +71,20 @@ class _Work(NamedTuple):
     instance: Instance | None
     batch: list[WaitingItem]
     expired: list[WaitingItem]
+    taken_at: int
 
 
 class Engine:
-    """Serves the models of one repository on one device to the frontends at the other ends of `links`."""
+    """Serves models on one device to the frontends at the other ends of `links`.
+
+    load      what the engine serves: called on a thread of its own, it calls `serve` and `retire`, one at a time, and
+              `all_loaded` once. A path: the newest version of every model there
+    on_stop   called when the engine ends, so that `load` may return
+    """
 
     def __init__(
         self,
-        repository: Path,
+        load: "Path | Callable[[Engine], None]",
         settings: ModelSettings,
         max_queue_delay_us: int,
         links: dict[int, Link],
@@ -82,11 +95,12 @@ class Engine:
 
         expects_frontends   go on without any, as others may be attached; else the last to leave ends the engine
         """
-        self._repository = repository
-        self._settings = settings
+        self._load = partial(_load_all, load) if isinstance(load, Path) else load
+        self.settings = settings
         self._max_queue_delay_us = max_queue_delay_us
         self._n_frontends = n_frontends
         self.on_bug: Callable[[], None] = lambda: None
+        self.on_stop: Callable[[], None] = lambda: None
         self._models: dict[int, _Model] = {}
         self._mutex = threading.Lock()  # guards everything below and the receiving side of the links
         self._links = Links(links, n_frontends, self._mutex, self._forget)
@@ -97,6 +111,7 @@ class Engine:
         self._arrivals = 0
         self._idle_executors = 0
         self._next_model = 0
+        self._background_from = 0  # monotonic ns
         self._stopping = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
         self._epoll = self._links.epoll
@@ -105,7 +120,7 @@ class Engine:
         self._threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
             for name, body in [
-                ("shoal-loader", self._load_all),
+                ("shoal-loader", lambda: self._load(self)),
                 *((f"shoal-executor-{i}", self._execute) for i in range(self._n_executors)),
             ]
         ]
@@ -122,6 +137,7 @@ class Engine:
         with self._mutex:
             self._stopping = True
         self._ring()
+        self.on_stop()
         give_up_at = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, give_up_at - time.monotonic()))
@@ -133,22 +149,28 @@ class Engine:
     # ── executors ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _execute(self) -> None:
-        finished: _Work | None = None
+        finished: list[_Work] = []  # taken out of it by the call: an executor that waits keeps no session alive
         while (work := self._next_work(finished)) is not None:
             answers = expire(work.expired, work.model.index) if work.expired else []
             if work.instance is not None:
                 answers += run_batch(work.instance, work.batch, work.model.index)
             self._answer(answers)
-            finished = work
+            finished.append(work)
+            del work
         self._ring()  # the next one, so that all see the end
 
-    def _next_work(self, finished: _Work | None) -> _Work | None:
+    def _next_work(self, finished: list[_Work]) -> _Work | None:
         """Give back the instance of what is finished, and wait for something to do. None: stop."""
         with self._mutex:
-            if finished is not None:
-                self._running.discard(finished.number)
-                if finished.instance is not None:
-                    finished.model.idle.append(finished.instance)
+            if finished:
+                number, model, instance, batch, _, taken_at = finished.pop()
+                if batch and batch[0].priority == BACKGROUND_PRIORITY:
+                    ended_at = time.monotonic_ns()
+                    self._background_from = ended_at + _REST * (ended_at - taken_at)
+                self._running.discard(number)
+                if instance is not None:
+                    model.idle.append(instance)
+                del model, instance
             while True:
                 if self._joining:
                     self._let_in()
@@ -172,8 +194,8 @@ class Engine:
     def _take(self, now: int) -> tuple[_Work | None, int | None]:
         """Work for one executor; or else when to look again.
 
-        A shadow's only where no client's can run, and another executor is idle: whatever comes meanwhile is taken at
-        once, and this one looks again when it is idle itself.
+        A shadow's only where no client's can run and another executor is idle, which takes what comes meanwhile; and
+        not before the rest after the last is over: idle executors do not mean that the cores are.
         """
         work, retry_at = self._take_in_turn(now, background=False)
         if work is None and (self._idle_executors or self._n_executors == 1):
@@ -196,13 +218,15 @@ class Engine:
             model = self._models[indices[turn]]
             if not (len(model.waiting) and model.idle) or model.in_background is not background:
                 continue
+            if background and now < self._background_from:
+                return None, self._background_from
             idle = min(len(model.idle), self._idle_executors + 1)
             batch, expired, model_retry_at = model.waiting.take(now, idle, model.limits)
             if batch or expired:
                 self._next_model = turn + 1
                 self._batches += 1
                 self._running.add(self._batches)
-                return _Work(self._batches, model, model.idle.pop() if batch else None, batch, expired), None
+                return _Work(self._batches, model, model.idle.pop() if batch else None, batch, expired, now), None
             if model_retry_at is not None:
                 retry_at = min(retry_at or model_retry_at, model_retry_at)
         return None, retry_at
@@ -210,7 +234,10 @@ class Engine:
     def _read_links(self) -> None:
         new = tuple.__new__
         for frontend, commits in self._links.receive():
-            for _, priority, model, slot, committed_at, deadline in commits:
+            for kind, priority, model, slot, committed_at, deadline in commits:
+                if kind == _RELEASE:
+                    self._released(model, frontend)
+                    continue
                 self._arrivals += 1
                 ready = self._models[model]
                 key = ready.key_of(slot) if ready.key_of else ()
@@ -266,6 +293,7 @@ class Engine:
             executor.join()
         with self._mutex:
             self._stopping = True  # what is not loaded yet, nobody needs any more
+        self.on_stop()
         loader.join()
         self._leave()
 
@@ -280,29 +308,59 @@ class Engine:
         self._joining = still
 
     def _forget(self, frontend: int) -> None:
-        for model in self._models.values():
+        for index, model in list(self._models.items()):
             model.waiting.drop_frontend(frontend)
+            self._released(index, frontend)
 
-    # ── loading ──────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── models ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _load_all(self) -> None:
-        for loaded in load_all(self._repository, self._settings):
-            if self._stopping:
-                return
-            if isinstance(loaded, ModelFailed):
-                self._links.tell(loaded)
-            else:
-                self._serve(loaded)
-        self._links.tell(ModelsLoaded())
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
 
-    def _serve(self, loaded: LoadedVersion) -> None:
+    def serve(self, loaded: LoadedVersion) -> int:
+        """Announce a version; frontends use it from now on. Its index, for `retire`."""
         with self._mutex:
-            index = len(self._models)
+            index = next(index for index in itertools.count() if index not in self._models)
             setup = loaded.setup
             delay_us = self._max_queue_delay_us if loaded.max_queue_delay_us is None else loaded.max_queue_delay_us
             limits = Limits(setup.max_batch_size, delay_us, setup.smallest_share)
             self._models[index] = _Model(index, limits, list(loaded.setup.instances), loaded.key_of)
         self._links.tell_ready(index, loaded.facts, loaded.arena_fd)
+        return index
+
+    def retire(self, index: int) -> None:
+        """Until every frontend has had the answers of what it sent, and the version's memory is free."""
+        with self._mutex:
+            model = self._models[index]
+            frontends = self._links.forget_ready(index)
+            model.users = set(frontends)
+            if not frontends:
+                self._free(model)
+        self._links.tell_gone(index, frontends)
+        while not model.freed.wait(_LOOK_AGAIN_S) and not self._stopping:
+            pass
+
+    def refused(self, failed: ModelFailed) -> None:
+        """Tell the frontends of a version that is not served."""
+        self._links.tell(failed)
+
+    def all_loaded(self) -> None:
+        """Tell the frontends that what was there at the start is loaded or refused."""
+        self._links.tell(ModelsLoaded())
+
+    def _released(self, index: int, frontend: int) -> None:
+        """Under the mutex. The frontend has none of the model's slots any more; who never had does no harm."""
+        model = self._models[index]
+        if frontend in model.users:
+            model.users.discard(frontend)
+            if not model.users:
+                self._free(model)
+
+    def _free(self, model: _Model) -> None:
+        del self._models[model.index]
+        model.idle.clear()
+        model.freed.set()
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -322,3 +380,14 @@ class Engine:
         self._links.close()
         self._models.clear()  # and with them their arenas' mappings
         os.close(self._bell)
+
+
+def _load_all(repository: Path, engine: Engine) -> None:
+    for loaded in load_all(repository, engine.settings):
+        if engine.stopping:
+            return
+        if isinstance(loaded, ModelFailed):
+            engine.refused(loaded)
+        else:
+            engine.serve(loaded)
+    engine.all_loaded()

@@ -1,9 +1,8 @@
-"""The model repository: finds versions, and lets one serve only when it has shown that it works here.
+"""The model repository: lets a version serve only when it has shown that it works here.
 
-    <repository>/<name>/<version>/model.onnx      version: a positive integer; the highest of each name is served
-
-A version with a manifest is held to it: digests, then signature, then its golden rows replayed on this device within
-the manifest's tolerance. One without (a bare ONNX file, Triton's layout) is served from what the file itself says.
+What lies in it is `service/lifecycle/catalogue.py`'s to say. A version with a manifest is held to it: signature and
+digests (contract.py), its tensors, then its golden rows replayed on this device within the manifest's tolerance. One
+without (a bare ONNX file, Triton's layout) is served from what the file itself says.
 Models without a batch axis, and those whose items turn out not to be independent, run item by item.
 Whatever goes wrong is an UnservableModel with the reason; one bad version never keeps the others from serving.
 """
@@ -11,50 +10,59 @@ Whatever goes wrong is an UnservableModel with the reason; one bad version never
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from models.manifest import (
-    GOLDEN_FILE,
-    MANIFEST_FILE,
     MODEL_FILE,
     Golden,
-    ImageInput,
     Manifest,
-    ManifestError,
     TensorInput,
     TensorSpec,
-    check_files,
     digest_file,
-    read_golden,
-    read_manifest,
 )
 from service.batching.arena import Arena, ShapedRegion, create_arena, stride_bytes
 from service.batching.link import ModelFacts
 from service.engine.batch_axis import try_batch
 from service.engine.bound import BoundInstance, can_bind
+from service.engine.contract import check_tensors, read_contract
 from service.engine.golden import check_golden, replay, row_count
 from service.engine.gpu import GpuSession
 from service.engine.instance import Instance
 from service.engine.providers import Device, Gpu
 from service.engine.session import RunFailed, Session, UnservableModel
-from service.engine.tune import Setup, batch_sizes, choose_setup, take_setup, unmeasured_setup
+from service.engine.tune import Setup, batch_sizes, choose_setup, planned_setup, take_setup, unmeasured_setup
 from service.engine.tuned import TUNING_FILE, Knobs, TuningError, choose_entry, look_at_machine, read_tuning
 from service.engine.warmup import write_warm_up_items
+from service.lifecycle import catalogue
+from service.lifecycle.catalogue import FoundVersion, RepositoryUnreadable
+from service.lifecycle.messages import Overrides, Plan
 
 log = logging.getLogger(__name__)
 
 _ARENA_BYTES = 1 << 30  # virtual: a page costs memory once it is written
 _MIN_CAPACITY = 16
+# What a model's settings may decide and `tuning.json` would, by the setting's name.
+_TUNED = {
+    "instances": "engine.instances",
+    "threads": "engine.threads",
+    "max_batch_size": "batching.max_batch_size",
+    "max_queue_delay_us": "batching.max_queue_delay_us",
+}
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How versions are loaded, for all models alike. None: find out by measuring.
+    """How versions are loaded. Instances, threads None: find out by measuring.
 
-    by_hand   names of the settings that were given and that `tuning.json` would decide; any of them puts it aside
+    by_hand              names of the settings that were given and that `tuning.json` would decide; any puts it aside
+    trusted_keys         Ed25519 public keys by fingerprint, one of which must have signed a version; None: nobody need
+    max_queue_delay_us   a model's own; None: by `tuning.json`, else the service's
+    timeout_ms           a model's own; None: the service's
     """
 
     device: Device
@@ -67,13 +75,9 @@ class ModelSettings:
     tune_budget_s: float
     by_hand: tuple[str, ...] = ()
     gpu: Gpu = field(default_factory=Gpu)  # where device is not the CPU
-
-
-@dataclass(frozen=True)
-class FoundVersion:
-    name: str
-    version: str
-    path: Path
+    trusted_keys: Mapping[str, bytes] | None = None
+    max_queue_delay_us: int | None = None
+    timeout_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class LoadedVersion:
 
     arena_fd   the owner's to close
     key_of     a committed slot's key: items of unequal keys must not share a batch; None: all are alike
-    max_queue_delay_us   this version's own, by `tuning.json`; None: the setting's
+    max_queue_delay_us   this version's own, by its model's settings or `tuning.json`; None: the service's
     """
 
     facts: ModelFacts
@@ -95,38 +99,52 @@ class LoadedVersion:
 
 
 def find_versions(repository: Path) -> list[FoundVersion]:
-    """The newest version of every model, by name. Raises UnservableModel when the repository cannot be read."""
+    """Of every model the newest version that its policy allows, by name. Raises UnservableModel."""
     try:
-        names = sorted(path for path in repository.iterdir() if path.is_dir())
-    except OSError as error:
-        raise UnservableModel(f"model repository {repository}: {error.strerror}") from error
-    found = []
-    for path in names:
-        versions = [v for v in path.iterdir() if v.is_dir() and v.name.isdecimal() and int(v.name) > 0]
-        if versions:
-            newest = max(versions, key=lambda version: int(version.name))
-            found.append(FoundVersion(path.name, newest.name, newest))
-    return found
+        return catalogue.find_versions(repository)
+    except RepositoryUnreadable as error:
+        raise UnservableModel(str(error)) from error
 
 
-def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
-    """Load, warm up, measure, replay golden rows. Raises UnservableModel with the reason."""
+def with_overrides(settings: ModelSettings, overrides: Overrides) -> ModelSettings:
+    """As a model's own settings want it; what they say counts as given by hand."""
+    given = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
+    by_hand = dict.fromkeys((*settings.by_hand, *overrides_by_hand(overrides)))
+    return replace(settings, **given, by_hand=tuple(by_hand))
+
+
+def overrides_by_hand(overrides: Overrides) -> tuple[str, ...]:
+    """Those of the settings that `tuning.json` would decide and a model's own settings do: "engine.threads"."""
+    return tuple(setting for name, setting in _TUNED.items() if getattr(overrides, name) is not None)
+
+
+def load_version(found: FoundVersion, settings: ModelSettings, plan: Plan | None = None) -> LoadedVersion:
+    """Load, warm up, measure, replay golden rows. Raises UnservableModel with the reason.
+
+    plan   how to run it, where its tensors are those of the plan: then nothing is measured
+    """
     begun = time.monotonic()
-    manifest, golden = _read_contract(found.path)
+    if found.refused:
+        raise UnservableModel(found.refused)
+    settings = with_overrides(settings, found.overrides)
+    manifest, golden = read_contract(found.path, found.name, found.version, settings.trusted_keys)
     model = found.path / MODEL_FILE
     if not model.is_file():
         raise UnservableModel(f"{MODEL_FILE} is missing")
     first = open_session(model, settings, settings.threads or 1)
     if manifest is not None:
-        _check_signature(first, manifest)
+        check_tensors(first, manifest)
     if golden is not None:
         check_golden(first, golden, first.batch_axis_by_name)
     batch_axis, largest_batch = _batching(found, first, manifest, golden, settings)
     capacity = arena_capacity(first.inputs + first.outputs, batch_axis, settings)
     arena_fd, arena = create_arena(first.inputs, first.outputs, capacity, batch_axis, settings.max_row_bytes)
     tuned = _tuned(found, settings)
+    if plan is not None and (plan.inputs, plan.outputs) != (first.inputs, first.outputs):
+        plan = None
+    largest_batch = min(largest_batch, capacity)
     try:
-        setup = _choose_setup(found, first, arena, golden, batch_axis, min(largest_batch, capacity), settings, tuned)
+        setup = _choose_setup(found, first, arena, golden, batch_axis, largest_batch, settings, tuned, plan)
         for instance in setup.instances:
             if golden is not None and manifest is not None:
                 replay(instance.session, golden, manifest.tolerance, batch_axis)
@@ -151,14 +169,21 @@ def load_version(found: FoundVersion, settings: ModelSettings) -> LoadedVersion:
             items_per_s=setup.rates.get(setup.max_batch_size, 1.0),
             batch_axis=batch_axis,
             max_row_bytes=settings.max_row_bytes,
+            timeout_ms=settings.timeout_ms,
         ),
         arena_fd=arena_fd,
         setup=setup,
         key_of=partial(_shapes, tuple(arena.shaped_inputs.values())) if arena.shaped_inputs else None,
         golden_rows=row_count(golden) if golden else 0,
         seconds=time.monotonic() - begun,
-        max_queue_delay_us=tuned.max_queue_delay_us if tuned else None,
+        max_queue_delay_us=tuned.max_queue_delay_us if tuned else settings.max_queue_delay_us,
     )
+
+
+def plan_of(loaded: LoadedVersion) -> Plan:
+    """How it is run, for another engine or the next version."""
+    setup, facts = loaded.setup, loaded.facts
+    return Plan(len(setup.instances), setup.threads, setup.max_batch_size, setup.rates, facts.inputs, facts.outputs)
 
 
 def open_session(model: Path, settings: ModelSettings, threads: int) -> Session:
@@ -202,8 +227,9 @@ def _choose_setup(
     largest_batch: int,
     settings: ModelSettings,
     tuned: Knobs | None,
+    plan: Plan | None,
 ) -> Setup:
-    """What `tune` found, else by measuring.
+    """What `plan` says, what `tune` found, else by measuring.
 
     What fails on golden rows is refused (RunFailed); what fails on invented items proves nothing.
     """
@@ -226,7 +252,10 @@ def _choose_setup(
     fixed = _fixed_setup(settings)
     try:
         write_warm_up_items(first, arena, golden, batch_axis, largest_batch, settings.max_row_bytes)
-        if tuned:
+        if plan:
+            batch = min(plan.max_batch_size, largest_batch)
+            setup = planned_setup(make_warm, plan.instances, plan.threads, batch, plan.rates)
+        elif tuned:
             beside = batch_sizes(largest_batch) if isinstance(first, GpuSession) else []
             setup = take_setup(make_warm, tuned.instances, tuned.threads, largest_batch, settings.tune_budget_s, beside)
         else:
@@ -248,44 +277,6 @@ def _choose_setup(
 def _shapes(inputs: Sequence[ShapedRegion], slot: int) -> Hashable:
     """What items must have in common to share a batch."""
     return tuple(region.shape(slot) for region in inputs)
-
-
-def _read_contract(path: Path) -> tuple[Manifest | None, Golden | None]:
-    if not (path / MANIFEST_FILE).exists():
-        return None, None
-    try:
-        manifest = read_manifest(path)
-        check_files(path, manifest)
-        golden = read_golden(path) if GOLDEN_FILE in manifest.files else None
-    except ManifestError as error:
-        raise UnservableModel(str(error)) from error
-    return manifest, golden
-
-
-def _check_signature(session: Session, manifest: Manifest) -> None:
-    for side, found, listed in (
-        ("inputs", session.inputs, manifest.inputs),
-        ("outputs", session.outputs, manifest.outputs),
-    ):
-        if found != listed:
-            raise UnservableModel(f"{MANIFEST_FILE}: {side} {list(listed)} are not those of the file: {list(found)}")
-    if not session.batch_axis_by_name and (manifest.classification or isinstance(manifest.input, ImageInput)):
-        raise UnservableModel(
-            f"{MANIFEST_FILE}: images and labels need a batch; the first dimension of every tensor must be variable"
-        )
-    match manifest.input:
-        case ImageInput(height=height, width=width, channels=channels):
-            expected = (-1, height, width, channels)
-            if len(session.inputs) != 1 or session.inputs[0].shape != expected or session.inputs[0].datatype != "UINT8":
-                raise UnservableModel(f"{MANIFEST_FILE}: input: an image model takes one UINT8 {list(expected)} tensor")
-    if (labelled := manifest.classification) is not None:
-        scores = next((spec for spec in session.outputs if spec.name == labelled.output), None)
-        wanted = (-1, len(labelled.labels))
-        if scores is None or scores.shape != wanted or scores.datatype in ("BF16", "BYTES"):
-            raise UnservableModel(
-                f"{MANIFEST_FILE}: classification: output {labelled.output!r} with {len(labelled.labels)} labels "
-                f"does not fit the file's outputs {list(session.outputs)}"
-            )
 
 
 def _tuned(found: FoundVersion, settings: ModelSettings) -> Knobs | None:

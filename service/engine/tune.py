@@ -84,6 +84,14 @@ def take_setup(
     return Setup(instances, threads, batch, _measure_beside(rates, instances, beside, give_up_at))
 
 
+def planned_setup(make: MakeInstance, n_instances: int, threads: int, batch: int, rates: dict[int, float]) -> Setup:
+    """What was measured before, elsewhere. Each runs once, as a first run allocates."""
+    instances = [make(threads) for _ in range(n_instances)]
+    for instance in instances:
+        instance.run(range(batch))
+    return Setup(instances, threads, batch, rates)
+
+
 def unmeasured_setup(make: MakeInstance, cores: int, largest_batch: int, fixed: tuple[int, int] | None) -> Setup:
     """For a model that nothing is known to run on: what is usually best."""
     n_instances, threads = fixed or candidates(cores)[0]

@@ -22,8 +22,9 @@ from service.batching.engines import Engines
 from service.errors import ModelNotReady, UnknownModel
 from service.frontend.model_config import PLATFORM
 from service.frontend.openapi.answers import errors
+from service.settings import Settings
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics"]
+_EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics"]
 
 
 @dataclass
@@ -125,8 +126,9 @@ async def ready(state: State) -> Response[Ready]:
 
 
 @get(["/v2", "/v2/"], tags=["metadata"], summary="Name, version and protocol extensions of the server")
-async def server_metadata() -> ServerMetadata:
-    return ServerMetadata("shoal", package_version("shoal"), EXTENSIONS)
+async def server_metadata(state: State, request: Request[Any, Any, Any]) -> ServerMetadata:
+    offered = state.access.offered(request.scope["server"])
+    return ServerMetadata("shoal", package_version("shoal"), extensions(state.settings, offered))
 
 
 @get("/v2/models", tags=["metadata"], summary="Names of the models that answer")
@@ -174,6 +176,12 @@ def metrics_handler(render: Callable[[], bytes]) -> HTTPRouteHandler:
     return metrics
 
 
+def extensions(settings: Settings, offered: bool) -> list[str]:
+    """Of the protocol, where it is asked; `offered`: it has the admin API, so that models are loaded there."""
+    control = ["model_repository"] if offered and settings.control.mode == "explicit" else []
+    return sorted(_EXTENSIONS + control)
+
+
 def model_metadata_of(engines: Engines, model: ServedModel) -> ModelMetadata:
     facts = model.facts
     return ModelMetadata(
@@ -184,6 +192,7 @@ def model_metadata_of(engines: Engines, model: ServedModel) -> ModelMetadata:
         outputs=[TensorMetadata(spec.name, spec.datatype, list(spec.shape)) for spec in facts.outputs],
         parameters={
             "version": facts.version,
+            "aliases": engines.aliases(facts.name),
             "description": facts.description,
             "labels": list(facts.classification.labels) if facts.classification else [],
             "batch_axis": facts.batch_axis,

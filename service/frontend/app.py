@@ -1,10 +1,10 @@
 """The ASGI application of one frontend: the short way for predictions, Litestar for everything else.
 
-    POST /predict/{model}                              ─┐
-    POST /v2/models/{model}/infer                       ├─ prepare → run → encode → finish
-    POST /v2/models/{model}/versions/{version}/infer    │
-    POST /v1/models/{model}[/versions/{version}]:verb  ─┘
-    anything else                                      ──── Litestar (admin.py, openapi/, …), with the same two headers
+    POST /predict/{model}[/versions/{version}]            ─┐
+    POST /v2/models/{model}[/versions/{version}]/infer     ├─ prepare → run → encode → finish
+    POST /v1/models/{model}[/versions/{version}]:verb      │
+    POST /v1/models/{model}/labels/{label}:verb           ─┘
+    anything else                                         ──── Litestar (admin.py, …), with the same two headers
 
 `protocol.py` calls these with a whole body and writes the answer itself; a body whose length is not told in advance
 comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end in the same error bodies.
@@ -13,7 +13,7 @@ comes through uvicorn and `__call__`. Why: docs/adr/0007 and 0013. All ways end 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from typing import Any
@@ -21,13 +21,26 @@ from typing import Any
 from litestar import Litestar, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException, ValidationException
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from service.batching.claim import Claim, ServedModel
 from service.batching.engines import Engines
-from service.errors import Draining, EngineError, MethodNotAllowed, NotFound, ServiceError
-from service.frontend import admin, fixed, infer, model_config, predict, repository_api, statistics, v1, v1_status
+from service.errors import Draining, EngineError, MalformedRequest, MethodNotAllowed, NotFound, ServiceError
+from service.frontend import (
+    admin,
+    admin_api,
+    fixed,
+    infer,
+    model_config,
+    predict,
+    repository_api,
+    statistics,
+    v1,
+    v1_status,
+)
+from service.frontend.auth import Access
+from service.frontend.cache import Done, ResponseCache
 from service.frontend.compression import INLINE_BYTES, Decompression, compress, encoding_of, wanted_encoding
 from service.frontend.head import V1_VERBS, Head, Route, find_route
 from service.frontend.http import (
@@ -43,6 +56,7 @@ from service.frontend.http import (
 from service.frontend.openapi import finish_document, openapi_config, page_file
 from service.frontend.prepared import Prepared
 from service.frontend.shadow import Shadows
+from service.frontend.sticky import point_for
 from service.frontend.verbs import allowed_methods
 from service.lifecycle.controls import Controls
 from service.metrics import RequestMetrics, exposition
@@ -57,16 +71,35 @@ ENDED = Draining("the server is draining and ended before this was answered; sen
 
 
 class Frontend:
-    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change."""
+    """An ASGI application for HTTP alone, in the event loop it is made in. `health` is the supervisor's to change.
 
-    def __init__(self, engines: Engines, settings: Settings, metrics: RequestMetrics, controls: Controls) -> None:
+    commit    a claim's rows are written; `done` is called once it is: by a run, or without one from the cache
+    give_up   release a claim that was committed and may not be done
+    drain     begins the end of the whole service
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        settings: Settings,
+        metrics: RequestMetrics,
+        controls: Controls,
+        drain: Callable[[], None] = lambda: None,
+    ) -> None:
         self.health = admin.Health()
+        self.access = Access(settings.admin)
+        self.controls = controls
         self.body_timeout_s = settings.server.body_timeout_s
         self._timeout_ns = settings.server.request_timeout_ms * 1_000_000
         self._engines = engines
         self._settings = settings
         self._metrics = metrics
         self._shadows = Shadows(engines)
+        self.commit: Callable[[Claim, Done], None] = _commit
+        self.give_up: Callable[[Claim], None] = Claim.release
+        if settings.cache.max_bytes:
+            cache = ResponseCache(settings.cache.max_bytes // metrics.n_frontends, metrics.unknown)
+            self.commit, self.give_up = cache.run, cache.give_up
         state = State(
             {
                 "engines": engines,
@@ -74,6 +107,8 @@ class Frontend:
                 "metrics": metrics,
                 "settings": settings,
                 "controls": controls,
+                "access": self.access,
+                "drain": drain,
             }
         )
         self._litestar = _litestar(state)
@@ -85,6 +120,8 @@ class Frontend:
             return
         match scope["path"].split("/"):
             case ["", "docs", *page] if page not in ([], [""], ["openapi.json"]):  # Litestar has a page of its own here
+                await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
+            case _ if _is_admin(scope["path"]) and not self.access.offered(scope["server"]):  # whatever the method
                 await send_answer(send, request, error_answer(NotFound(f"no such path: {scope['path']}; see /docs")))
             case ["", "v1", "models", *_, last] if ":" in last:
                 verbs = ", ".join(f":{verb}" for verb in V1_VERBS)
@@ -105,14 +142,15 @@ class Frontend:
 
     def prepare(self, route: Route, request: Request, body: bytes) -> Prepared | Coroutine[Any, Any, Prepared]:
         """What a whole request comes to: rows to commit. Raises ServiceError."""
-        model = request.model = self._find(route)
+        model = request.model = self._find(route, request, body)
         headers = request.headers
         if b"content-encoding" in headers and (encoding := encoding_of(headers[b"content-encoding"])):
             decompression = Decompression(encoding, body, self._settings.server.max_body_bytes)
             if (whole := decompression.begin()) is None:
                 return self._prepare_long(route, request, decompression)
             body = whole
-        deadline = request.received_at + self._timeout_ns
+            model = request.model = self._find(route, request, body)  # a split may go by the body
+        deadline = model.deadline(request.received_at, self._timeout_ns)
         if route.kind == "predict":
             return predict.prepare(model, request, body, deadline, self._settings.images)
         if route.kind == "infer":
@@ -167,7 +205,7 @@ class Frontend:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
-            request.model = self._find(route)
+            request.model = self._find(route, request, b"")  # to refuse what is not there before the body is read
             server = self._settings.server
             body = await read_body(request.headers, receive, server.max_body_bytes, server.body_timeout_s)
             request.body_at = time.monotonic_ns()
@@ -193,20 +231,33 @@ class Frontend:
         request.committed_at = time.monotonic_ns()
         done: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         try:
-            prepared.claim.run(done.set_result)
+            self.commit(prepared.claim, done.set_result)
             await done
         except asyncio.CancelledError:
-            prepared.claim.release()
+            self.give_up(prepared.claim)
             raise
         outcome = self.encode(prepared, request)
         return outcome if isinstance(outcome, (Answer, Exception)) else await outcome
 
-    def _find(self, route: Route) -> ServedModel:
+    def _find(self, route: Route, request: Request, body: bytes) -> ServedModel:
+        """Raises Draining, UnknownModel, ModelNotReady."""
         if self.health.state == "closing":
             raise Draining("the server is draining; send the request to another")
+        engines = self._engines
         if route.label is not None:
-            return self._engines.find(route.model, v1.version_with_label(self._engines, route.model, route.label))
-        return self._engines.find(route.model, route.version)
+            return engines.find(route.model, v1.version_with_label(engines, route.model, route.label))
+        if route.version is None and route.model in engines.sticky:
+            return engines.draw(route.model, point_for(engines.sticky[route.model], request.headers, body))
+        return engines.find(route.model, route.version)
+
+
+def _is_admin(path: str) -> bool:
+    """As Litestar reads it, to which several slashes are one."""
+    return path.lstrip("/").partition("/")[0] == "admin"
+
+
+def _commit(claim: Claim, done: Done) -> None:
+    claim.run(done)
 
 
 async def _compress_long(encoding: str, answer: Answer) -> Answer:
@@ -242,6 +293,7 @@ def _litestar(state: State) -> Litestar:
             model_config.config,
             *(statistics.all_statistics, statistics.model_statistics),
             *repository_api.HANDLERS,
+            admin_api.ROUTER,
             *(fixed.get_logging, fixed.post_logging, fixed.get_trace, fixed.post_trace),
             *(fixed.get_model_trace, fixed.post_model_trace),
             *(fixed.shared_memory("system"), fixed.shared_memory("cuda")),
@@ -266,6 +318,8 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
             known = NotFound(f"no such path: {request.url.path}; see /docs")
         case MethodNotAllowedException():
             known = MethodNotAllowed(request.method, allowed_methods(request.app, request.url.path))
+        case ValidationException(extra=[*faults]):
+            known = MalformedRequest("; ".join(_fault(fault) for fault in faults))
         case HTTPException(status_code=status, detail=detail) if status < 500:
             return Response(error_body(detail), status_code=status, media_type="application/json")
         case _:
@@ -274,6 +328,11 @@ def _error_response(request: LitestarRequest[Any, Any, Any], error: Exception) -
     return Response(
         error_body(str(known)), status_code=known.status, media_type="application/json", headers=dict(known.headers)
     )
+
+
+def _fault(fault: Any) -> str:  # Any: Litestar's own
+    """The field and what was expected."""
+    return ": ".join(fault[part] for part in ("key", "message") if fault.get(part))
 
 
 def _with_headers(send: Send, request: Request, health: admin.Health) -> Send:

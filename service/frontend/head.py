@@ -19,7 +19,7 @@ V1_VERBS = ("predict", "classify", "regress")
 
 
 class Route(NamedTuple):
-    """Where a prediction goes. `version` None: the newest that is ready, or the one with `label`."""
+    """Where a prediction goes. `version` may be a label; None: as the model's routing has it, or that with `label`."""
 
     kind: str  # predict, infer, or v1: and one of V1_VERBS
     model: str
@@ -40,6 +40,8 @@ def find_route(path: str) -> Route | None:
     match path.split("/"):
         case ["", "predict", name]:
             return Route("predict", name, None)
+        case ["", "predict", name, "versions", version]:
+            return Route("predict", name, version)
         case ["", "v2", "models", name, "infer"]:
             return Route("infer", name, None)
         case ["", "v2", "models", name, "versions", version, "infer"]:

@@ -16,6 +16,7 @@ from models.manifest import TensorSpec
 from service.batching.claim import ServedModel
 from service.errors import ModelNotReady, UnknownModel
 from service.frontend.openapi.answers import errors
+from service.settings import Settings
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -37,6 +38,10 @@ class DynamicBatching(Struct):
     max_queue_delay_microseconds: int
 
 
+class ResponseCacheConfig(Struct):
+    enable: bool
+
+
 class ModelConfig(Struct, omit_defaults=True):
     name: str
     platform: str
@@ -48,10 +53,11 @@ class ModelConfig(Struct, omit_defaults=True):
     default_model_filename: str
     version_policy: dict[str, Any]
     dynamic_batching: DynamicBatching | None = None
+    response_cache: ResponseCacheConfig | None = None
 
 
-def model_config(model: ServedModel, max_queue_delay_us: int) -> ModelConfig:
-    facts = model.facts
+def model_config(model: ServedModel, settings: Settings) -> ModelConfig:
+    facts, max_queue_delay_us = model.facts, settings.batching.max_queue_delay_us
 
     def tensor(spec: TensorSpec) -> ConfigTensor:
         datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
@@ -68,6 +74,7 @@ def model_config(model: ServedModel, max_queue_delay_us: int) -> ModelConfig:
         default_model_filename="model.onnx",
         version_policy={"latest": {"num_versions": 1}},
         dynamic_batching=DynamicBatching([facts.max_batch_size], max_queue_delay_us) if facts.batch_axis else None,
+        response_cache=ResponseCacheConfig(True) if settings.cache.max_bytes else None,
     )
 
 
@@ -79,4 +86,4 @@ def model_config(model: ServedModel, max_queue_delay_us: int) -> ModelConfig:
 )
 async def config(state: State, model_name: FromPath[str], model_version: FromPath[str | None] = None) -> ModelConfig:
     model = state.engines.find(model_name, model_version)
-    return model_config(model, state.settings.batching.max_queue_delay_us)
+    return model_config(model, state.settings)

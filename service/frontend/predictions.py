@@ -1,6 +1,6 @@
 """What /predict answers: the labels or outputs of each item, as JSON, CSV or NDJSON.
 
-json      {"model": …, "version": …, "predictions": [item, …]}
+json      {"model": …, "version": …, "predictions": [item, …]}; the others tell the version in a header
 ndjson    a line for each item, the object that JSON has for it
 csv       a header line and a line for each item (RFC 4180), for spreadsheets and pandas.read_csv:
           label,probability,label_2,probability_2,…      the `top_k` best, where the model has labels
@@ -24,6 +24,7 @@ from service.batching.claim import Claim
 from service.batching.link import ModelFacts
 from service.frontend.accept import Form
 from service.frontend.http import Answer
+from service.frontend.prepared import version_header
 from service.frontend.shaped import nested_values
 
 DEFAULT_TOP_K = 5
@@ -70,7 +71,7 @@ def _encode_json(begins: bytes, read: Callable[[Claim], list[Any]], claim: Claim
 
 
 def _encode_lines(read: Callable[[Claim], list[Any]], claim: Claim) -> Answer:
-    return Answer(_encoder.encode_lines(read(claim)), _NDJSON)
+    return Answer(_encoder.encode_lines(read(claim)), _NDJSON, headers=version_header(claim))
 
 
 def _encode_labels_csv(read: Callable[[Claim], list[Any]], claim: Claim) -> Answer:
@@ -79,7 +80,7 @@ def _encode_labels_csv(read: Callable[[Claim], list[Any]], claim: Claim) -> Answ
     for place in range(2, len(predictions[0].top) + 1):
         columns += [f"label_{place}", f"probability_{place}"]
     rows = [[cell for best in item.top for cell in (best.label, best.probability)] for item in predictions]
-    return _csv_answer(columns, rows)
+    return _csv_answer(claim, columns, rows)
 
 
 def _encode_outputs_csv(read: Callable[[Claim], list[Any]], claim: Claim) -> Answer:
@@ -97,7 +98,7 @@ def _encode_outputs_csv(read: Callable[[Claim], list[Any]], claim: Claim) -> Ans
             else:
                 row.append(_encoder.encode(value).decode() if isinstance(value, list) else value)
         rows.append(row)
-    return _csv_answer(columns, rows)
+    return _csv_answer(claim, columns, rows)
 
 
 def _columns(spec: TensorSpec, batch_axis: bool) -> list[str]:
@@ -106,12 +107,12 @@ def _columns(spec: TensorSpec, batch_axis: bool) -> list[str]:
     return [spec.name] if elements == 1 else [f"{spec.name}_{i}" for i in range(elements)]
 
 
-def _csv_answer(columns: list[str], rows: list[list[Any]]) -> Answer:
+def _csv_answer(claim: Claim, columns: list[str], rows: list[list[Any]]) -> Answer:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows(rows)
-    return Answer(text.getvalue().encode(), _CSV)
+    return Answer(text.getvalue().encode(), _CSV, headers=version_header(claim))
 
 
 def _labelled(classification: Classification, top_k: int, claim: Claim) -> list[Labelled]:

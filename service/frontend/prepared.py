@@ -18,6 +18,11 @@ class Prepared(NamedTuple):
     encode: Callable[[Claim], Answer]
 
 
+def version_header(claim: Claim) -> tuple[tuple[bytes, bytes], ...]:
+    """Which version answered, for answers whose body does not tell."""
+    return ((b"x-model-version", claim.model.facts.version.encode()),)
+
+
 def claim_rows(model: ServedModel, n_items: int, rows: Mapping[str, Rows], deadline: int) -> Claim:
     """Slots with the rows of every input written. Raises Overloaded, WrongTensor."""
     claim = model.claim(n_items)

@@ -235,7 +235,7 @@ class Protocol(HttpToolsProtocol):
         assert self._request is not None
         self._prepared = prepared
         self._request.committed_at = time.monotonic_ns()
-        prepared.claim.run(self._done)
+        self._frontend.commit(prepared.claim, self._done)
 
     def _done(self, _: Claim) -> None:
         assert self._prepared is not None
@@ -265,7 +265,7 @@ class Protocol(HttpToolsProtocol):
         if self._compressing is not None:
             self._compressing.cancel()
         if self._prepared is not None:
-            self._prepared.claim.release()
+            self._frontend.give_up(self._prepared.claim)
             self._prepared = None
 
     def _write(self, outcome: Answer | Exception) -> None:

@@ -1,10 +1,11 @@
 """The model repository extension: what there is, and loading and unloading by request.
 
-Every version that was found is in the index, with its state and, where it does not answer, the reason. Models are those
-of the start, so `load` and `unload` are refused.
+Every version that was found is in the index, with its state and, where it does not answer, the reason. The index is
+public; loading and unloading are for who may use the admin API (auth.py), in mode `explicit`.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from litestar import Request, post
 from litestar.datastructures import State
@@ -12,20 +13,42 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from msgspec import Struct
 
+from service.batching.client import version_key
 from service.batching.engines import Engines
-from service.errors import MalformedRequest, ModelControlOff, NotFound
+from service.errors import (
+    ControllerGone,
+    LoadRefused,
+    MalformedRequest,
+    ModelControlOff,
+    NotSupported,
+    Unauthorized,
+    UnknownModel,
+    VersionInUse,
+)
+from service.frontend.auth import control_guard
 from service.frontend.http import decode_json
-from service.frontend.openapi.answers import errors
+from service.frontend.openapi.answers import BEARER, errors
+from service.lifecycle.controls import Controls
+from service.lifecycle.messages import LoadModel, UnloadModel
 
-_CONTROL = "none"
+Verb = Literal["load", "unload"]
+
+_COMMANDS: dict[str, type[LoadModel | UnloadModel]] = {"load": LoadModel, "unload": UnloadModel}
+_WHAT = {"load": "Load the versions that the model's policy wants", "unload": "Unload every version of a model"}
 
 
 class IndexRequest(Struct):
     ready: bool = False
 
 
+class ControlRequest(Struct):
+    """What Triton's clients may send along; of `parameters` only the names are looked at."""
+
+    parameters: dict[str, Any] = {}
+
+
 class IndexEntry(Struct):
-    """One version. `state` is READY or UNAVAILABLE, with the reason."""
+    """One version. `state` is LOADING, READY, UNLOADING or UNAVAILABLE, with the reason."""
 
     name: str
     version: str
@@ -35,16 +58,19 @@ class IndexEntry(Struct):
 
 def index(engines: Engines, ready_only: bool = False) -> list[IndexEntry]:
     """By name and version."""
-    ready = [IndexEntry(model.facts.name, model.facts.version, "READY", "") for model in engines.models()]
-    failed = [IndexEntry(*version, "UNAVAILABLE", reason) for version, reason in engines.failures.items()]
-    return sorted(ready if ready_only else ready + failed, key=lambda entry: (entry.name, entry.version))
+    entries = [IndexEntry(each.name, each.version, each.state, each.reason) for each in engines.states().values()]
+    wanted = [entry for entry in entries if entry.state == "READY" or not ready_only]
+    return sorted(wanted, key=lambda entry: (entry.name, version_key(entry.version)))
 
 
-def refuse_control(verb: str, model: str) -> ModelControlOff:
-    """`verb` is load or unload."""
-    return ModelControlOff(
-        f"cannot {verb} {model!r}: model control is {_CONTROL!r}, so the models are those that were there at the start"
-    )
+async def load_or_unload(controls: Controls, verb: Verb, model: str, parameters: Iterable[str]) -> None:
+    """Until it is done. Raises NotSupported, MalformedRequest and what the controller refuses with."""
+    for name in parameters:
+        if verb == "load" and (name == "config" or name.startswith("file:")):
+            raise NotSupported(f"parameters.{name}: a model is loaded as it is in the repository; write it there")
+        if (verb, name) != ("unload", "unload_dependents"):
+            raise MalformedRequest(f"parameters.{name}: there is no such parameter of {verb}")
+    await controls.ask(_COMMANDS[verb](model))
 
 
 async def _index(state: State, request: Request[Any, Any, Any]) -> list[IndexEntry]:
@@ -53,17 +79,30 @@ async def _index(state: State, request: Request[Any, Any, Any]) -> list[IndexEnt
     return index(state.engines, wanted.ready)
 
 
-def _control(verb: str) -> HTTPRouteHandler:
+async def _control(state: State, request: Request[Any, Any, Any], verb: Verb, model: str) -> None:
+    body = await request.body()
+    wanted: ControlRequest = (
+        decode_json(body, ControlRequest, f"the {verb} request") if body.strip() else ControlRequest()
+    )
+    await load_or_unload(state.controls, verb, model, wanted.parameters)
+
+
+def _control_handler(verb: Verb) -> HTTPRouteHandler:
     @post(
         f"/v2/repository/models/{{model_name:str}}/{verb}",
         status_code=200,
         tags=["repository"],
-        summary=f"{verb.capitalize()} a model: refused, as models are those of the start",
+        summary=f"{_WHAT[verb]}; 403 where that is not switched on",
         operation_id=f"{verb.capitalize()}Model",
-        responses=errors(ModelControlOff),
+        responses=errors(
+            *(MalformedRequest, LoadRefused, Unauthorized, ModelControlOff, UnknownModel, VersionInUse),
+            *(NotSupported, ControllerGone),
+        ),
+        security=BEARER,
+        guards=[control_guard],
     )
-    async def control(model_name: FromPath[str]) -> None:
-        raise refuse_control(verb, model_name)
+    async def control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> None:
+        await _control(state, request, verb, model_name)
 
     return control
 
@@ -85,11 +124,21 @@ async def named_repository_index(state: State, request: Request[Any, Any, Any]) 
     return await _index(state, request)
 
 
-@post("/v2/repository/{repository:str}/models/{model_name:str}/{verb:str}", include_in_schema=False)
-async def named_control(model_name: FromPath[str], verb: FromPath[str]) -> None:
-    if verb not in ("load", "unload"):
-        raise NotFound(f"{verb!r} is nothing to do with a model; expected load or unload")
-    raise refuse_control(verb, model_name)
+def _named_control_handler(verb: Verb) -> HTTPRouteHandler:
+    @post(
+        f"/v2/repository/{{repository:str}}/models/{{model_name:str}}/{verb}",
+        status_code=200,
+        include_in_schema=False,
+        guards=[control_guard],
+    )
+    async def named_control(state: State, request: Request[Any, Any, Any], model_name: FromPath[str]) -> None:
+        await _control(state, request, verb, model_name)
+
+    return named_control
 
 
-HANDLERS = (repository_index, named_repository_index, _control("load"), _control("unload"), named_control)
+HANDLERS = (
+    *(repository_index, named_repository_index),
+    *(_control_handler("load"), _control_handler("unload")),
+    *(_named_control_handler("load"), _named_control_handler("unload")),
+)

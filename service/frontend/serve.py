@@ -23,6 +23,7 @@ from service.batching.link import Link
 from service.frontend.app import ENDED, Frontend
 from service.frontend.protocol import Protocol
 from service.lifecycle.controls import Controls
+from service.lifecycle.frames import Place
 from service.metrics import RequestMetrics, SharedCounts
 from service.settings import Settings
 
@@ -39,16 +40,29 @@ Say = Callable[[str], None]
 
 
 class HttpServer:
-    """Made in the event loop it serves in. Controlled by `leave` and `connect`, from that loop's thread."""
+    """Made in the event loop it serves in. Controlled by `leave` and `connect`, from that loop's thread.
 
-    def __init__(self, settings: Settings, links: list[Link], counts: SharedCounts, number: int) -> None:
+    drain   begins the end of the whole service; None: that of this process is all of it
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        links: list[Link],
+        counts: SharedCounts,
+        number: int,
+        place: Place,
+        drain: Callable[[], None] | None = None,
+    ) -> None:
         metrics = self._metrics = RequestMetrics(counts, number)
         self._engines = metrics.engines = Engines(links, metrics)
         self._loaded = counts.loaded
         self._number = number
         self._settings = settings
-        self._controls = Controls(self._engines.apply)
-        self._frontend = Frontend(self._engines, settings, metrics, self._controls)
+        self._engines.has_controller = True
+        self._controls = Controls(self._engines.apply, self._engines.holds)
+        self._place = place
+        self._frontend = Frontend(self._engines, settings, metrics, self._controls, drain or self.leave)
         self._server = _Server(
             uvicorn.Config(
                 self._frontend,
@@ -65,16 +79,19 @@ class HttpServer:
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self._grpc: GrpcServer | None = None
+        self._connected: asyncio.Task[None] | None = None
 
-    async def run(self, listener: socket.socket, say: Say | None, end_with_engines: bool) -> bool:
-        """Serve until told to leave. `say` prints where to look, once. False: the engines ended first."""
-        port = listener.getsockname()[1]
-        watchers = [asyncio.create_task(self._announce(port, say))]
+    async def run(self, listeners: list[socket.socket], say: Say | None, end_with_engines: bool) -> bool:
+        """Serve until told to leave. The first listener is the public port's. `say` prints where to look, once.
+        False: the engines ended first.
+        """
+        port = listeners[0].getsockname()[1]
+        watchers = [asyncio.create_task(self._announce(port, say)), self._connect_controls()]
         if end_with_engines:
             watchers.append(asyncio.create_task(self._end_with_engines()))
         try:
             await self._start_grpc()
-            await self._server.serve(sockets=[listener])
+            await self._server.serve(sockets=listeners)
             for connection in list(self._server.server_state.connections):
                 cast(Protocol, connection).give_up(ENDED)
             if self._grpc is not None:
@@ -91,6 +108,7 @@ class HttpServer:
 
     async def until_models_answer(self) -> None:
         """For a while at most. What connects meanwhile waits in the listener's backlog."""
+        self._connect_controls()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await self._engines.any_loaded()
@@ -117,6 +135,11 @@ class HttpServer:
         self._server.should_exit = True
         if self._grpc is not None:
             self._grpc.close()
+
+    def _connect_controls(self) -> asyncio.Task[None]:
+        if self._connected is None:
+            self._connected = asyncio.create_task(self._controls.run(self._place, self._number))
+        return self._connected
 
     async def _start_grpc(self) -> None:
         server = self._settings.server
@@ -157,8 +180,7 @@ class _Server(uvicorn.Server):
 
 
 def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[str]:
-    host = "localhost" if settings.server.host in ("0.0.0.0", "127.0.0.1", "::") else settings.server.host  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
+    host = _shown(settings.server.host)
     url = f"http://{host}:{port}"
     yield f"Shoal serves on {url}"
     for model in sorted(engines.models(), key=lambda model: model.facts.name):
@@ -170,6 +192,8 @@ def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[
     for (name, version), reason in engines.failures.items():
         yield f"  refused   {name} version {version}: {reason}"
     yield f"  API       {url}/docs"
+    if settings.admin.port is not None:
+        yield f"  admin     http://{_shown(settings.admin.host)}:{settings.admin.port}"
     if settings.server.grpc_port is not None:
         yield f"  gRPC      {host}:{settings.server.grpc_port}"
     yield f"  metrics   {url}/metrics"
@@ -179,6 +203,12 @@ def _where_to_look(engines: Engines, settings: Settings, port: int) -> Iterator[
         yield "  no model answers"
     else:
         yield f"  no model answers; put one at {settings.repository}/<name>/1/model.onnx"
+
+
+def _shown(host: str) -> str:
+    """As it stands in a URL that works here."""
+    host = "localhost" if host in ("0.0.0.0", "127.0.0.1", "::") else host  # noqa: S104 an address to compare with
+    return f"[{host}]" if ":" in host else host
 
 
 def _curl(engines: Engines, repository: Path, url: str) -> str:

@@ -3,11 +3,12 @@
 success          requests that were answered, from head to answer
 fail             requests with a status of 400 or more
 queue            of those answered: waiting for a batch (the slowest item's)
-compute_input    of those answered: from the whole body to rows; outside of the batch, which other servers count it to
-compute_infer    of those answered: the batch that the slowest item ran in; with gathering and scattering its rows
-compute_output   of those answered: from outputs to the answer's body
+compute_input    of those that ran: from the whole body to rows; outside of the batch, which other servers count it to
+compute_infer    of those that ran: the batch that the slowest item ran in; with gathering and scattering its rows
+compute_output   of those that ran: from outputs to the answer's body
 batch_stats      batches by how many items ran together
-cache_hit, cache_miss   0: there is no cache; clients fail without them
+cache_hit        requests that needed no run of their own: to look them up and to copy their outputs
+cache_miss       requests that were looked up and ran: to look them up and to keep their outputs; 0 without a cache
 """
 
 from litestar import get
@@ -26,9 +27,6 @@ class Duration(Struct, frozen=True):
     ns: int
 
 
-_NONE = Duration(0, 0)
-
-
 class InferStatistics(Struct):
     success: Duration
     fail: Duration
@@ -36,8 +34,8 @@ class InferStatistics(Struct):
     compute_input: Duration
     compute_infer: Duration
     compute_output: Duration
-    cache_hit: Duration = _NONE
-    cache_miss: Duration = _NONE
+    cache_hit: Duration
+    cache_miss: Duration
 
 
 class BatchStatistics(Struct):
@@ -72,7 +70,7 @@ def statistics(metrics: RequestMetrics, models: list[ServedModel]) -> Statistics
 
 
 def _of(name: str, version: str, totals: Totals) -> ModelStatistics:
-    answered = totals.answered
+    answered, ran = totals.answered, totals.answered - totals.answered_from_cache
     return ModelStatistics(
         name,
         version,
@@ -83,9 +81,11 @@ def _of(name: str, version: str, totals: Totals) -> ModelStatistics:
             success=Duration(answered, totals.answered_us * 1000),
             fail=Duration(totals.failed, totals.failed_us * 1000),
             queue=Duration(answered, totals.queue_us * 1000),
-            compute_input=Duration(answered, totals.decode_ns),
-            compute_infer=Duration(answered, totals.compute_us * 1000),
-            compute_output=Duration(answered, totals.encode_ns),
+            compute_input=Duration(ran, totals.decode_ns),
+            compute_infer=Duration(ran, totals.compute_us * 1000),
+            compute_output=Duration(ran, totals.encode_ns),
+            cache_hit=Duration(totals.cache_hits, totals.cache_hit_ns),
+            cache_miss=Duration(totals.cache_misses, totals.cache_miss_ns),
         ),
         batch_stats=[
             BatchStatistics(size, Duration(count, 0), Duration(count, us * 1000), Duration(count, 0))

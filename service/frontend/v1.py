@@ -1,4 +1,6 @@
 """POST /v1/models/{model}[/versions/{version}]:predict, :classify, :regress: TensorFlow Serving's REST, KServe's v1.
+/labels/{label} may stand for /versions/{version}. Answers tell the version in a header: their bodies have no place for
+it.
 
     :predict    {"instances": [item, …]}                 → {"predictions": [item, …]}
                 {"inputs": tensor or {name: tensor}}     → {"outputs": tensor or {name: tensor}}
@@ -28,7 +30,7 @@ from service.batching.link import ModelFacts
 from service.errors import MalformedRequest, UnknownModel, WrongTensor
 from service.frontend.http import Answer, Request, decode_json
 from service.frontend.images import prepare_items
-from service.frontend.prepared import Prepared, claim_rows
+from service.frontend.prepared import Prepared, claim_rows, version_header
 from service.frontend.shaped import nested_values
 from service.frontend.tensors import no_json_for
 from service.frontend.v1_inputs import Given, from_examples, from_inputs, from_instances, images_in, rows_of
@@ -72,9 +74,12 @@ def prepare(
 
 
 def version_with_label(engines: Engines, model: str, label: str) -> str:
-    """The version that a label points to. Raises UnknownModel, ModelNotReady."""
-    engines.find(model)
-    raise UnknownModel(f"model {model!r} has no label {label!r}; labels: none")
+    """The version that a label points to, ready or not. Raises UnknownModel, ModelNotReady."""
+    aliases = engines.aliases(model)
+    if label not in aliases:
+        engines.find(model)
+        raise UnknownModel(f"model {model!r} has no label {label!r}; labels: {', '.join(sorted(aliases)) or 'none'}")
+    return aliases[label]
 
 
 def _read_predict(facts: ModelFacts, body: bytes) -> tuple[Given, Callable[[Claim], Answer]]:
@@ -134,23 +139,27 @@ def _encode_rows(claim: Claim) -> Answer:
         (predictions,) = columns.values()
     else:
         predictions = [{name: values[i] for name, values in columns.items()} for i in range(len(claim.slots))]
-    return Answer(_encoder.encode({"predictions": predictions}))
+    return _answer(claim, {"predictions": predictions})
 
 
 def _encode_columns(claim: Claim) -> Answer:
     columns: dict[str, Any] = {**_outputs(claim)}
     if not claim.model.facts.batch_axis:
         columns = {name: values[0] for name, values in columns.items()}
-    return Answer(_encoder.encode({"outputs": columns if len(columns) != 1 else next(iter(columns.values()))}))
+    return _answer(claim, {"outputs": columns if len(columns) != 1 else next(iter(columns.values()))})
 
 
 def _encode_scores(labels: tuple[str, ...], output: str, claim: Claim) -> Answer:
     results = [list(zip(labels, row, strict=True)) for row in claim.read(output).tolist()]
-    return Answer(_encoder.encode({"results": results}))
+    return _answer(claim, {"results": results})
 
 
 def _encode_numbers(output: str, claim: Claim) -> Answer:
-    return Answer(_encoder.encode({"results": claim.read(output).ravel().tolist()}))
+    return _answer(claim, {"results": claim.read(output).ravel().tolist()})
+
+
+def _answer(claim: Claim, content: dict[str, Any]) -> Answer:
+    return Answer(_encoder.encode(content), headers=version_header(claim))
 
 
 def _outputs(claim: Claim) -> dict[str, list[Any]]:

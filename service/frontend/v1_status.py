@@ -1,7 +1,7 @@
 """GET /v1/models…: what TensorFlow Serving and KServe's v1 tell of a model, in one answer for the clients of both.
 
-A version that was refused is in the state END, with the reason. While models are loading, which there will be is not
-known, and the answer is 503 like that of the other routes.
+A version that was refused or unloaded is in the state END, with the reason. While models are loading, which there will
+be is not known, and the answer is 503 like that of the other routes.
 Sources: get_model_status.proto, get_model_metadata.proto and meta_graph.proto in their JSON form, which writes 64-bit
 numbers as strings; KServe's v1 protocol.
 """
@@ -21,11 +21,18 @@ from service.errors import ModelNotReady, UnknownModel
 from service.frontend.admin import ModelNames
 from service.frontend.openapi.answers import errors
 from service.frontend.v1 import SIGNATURE, version_with_label
+from service.lifecycle.messages import VersionState
 
 _MODEL = "/v1/models/{model_name:str}"
 _VERSION = f"{_MODEL}/versions/{{model_version:str}}"
 _LABEL = f"{_MODEL}/labels/{{label:str}}"
 
+_STATES: dict[str, str] = {
+    "LOADING": "LOADING",
+    "READY": "AVAILABLE",
+    "UNLOADING": "UNLOADING",
+    "UNAVAILABLE": "END",
+}
 _DTYPES: dict[Datatype, str] = {
     "BOOL": "DT_BOOL",
     "UINT8": "DT_UINT8",
@@ -111,21 +118,24 @@ HANDLERS = [model_names, model_status, label_status, model_metadata, label_metad
 
 def status_of(state: State, name: str, version: str | None) -> Response[ModelStatus]:
     engines: Engines = state.engines
-    known = {each: VersionStatus(each, "AVAILABLE", Status()) for each in engines.versions(name)}
-    for (failed_name, failed_version), reason in engines.failures.items():
-        if failed_name == name:
-            known[failed_version] = VersionStatus(failed_version, "END", Status("FAILED_PRECONDITION", reason))
     if version is not None:
-        known = {each: status for each, status in known.items() if each == version}
+        version = engines.aliases(name).get(version, version)
+    known = [each for each in engines.states().values() if each.name == name and version in (None, each.version)]
     if not known:
         engines.find(name, version)  # raises what is the matter
-    versions = [known[each] for each in sorted(known, key=version_key, reverse=True)]
+    known.sort(key=lambda each: version_key(each.version), reverse=True)
+    versions = [_version_status(each) for each in known]
     answers = any(each.state == "AVAILABLE" for each in versions)
     if answers and state.health.state == "serving":
         return Response(ModelStatus(name, True, versions))
     reason = "the server is draining" if answers else "no version answers"
     status = NoVersionReady(name, False, versions, f"model {name!r} is not ready: {reason}")
     return Response(status, status_code=503, headers={"retry-after": "1"})
+
+
+def _version_status(known: VersionState) -> VersionStatus:
+    status = Status("FAILED_PRECONDITION", known.reason) if known.state == "UNAVAILABLE" else Status()
+    return VersionStatus(known.version, _STATES[known.state], status)
 
 
 def _metadata(engines: Engines, name: str, version: str | None) -> dict[str, Any]:

@@ -2,4 +2,5 @@
 
 messages.py     what goes between the controller and the others
 routing.py      aliases, split, shadow and guard of a model
+remote.py       a repository that is a URL, in a folder; remote_source.py: the URL; remote_start.py: before a start
 """

@@ -1,13 +1,13 @@
 """What goes between the controller and the processes around it: JSON in frames of a known length.
 
     engine   → controller   Hello, Loaded, Refused, Unloaded     controller → engine     Load, Unload, AllLoaded, SetLog
-    frontend → controller   Hello, Ask                           controller → frontend   Table, Reply, SetLog
+    frontend → controller   Hello, Ask, Told                     controller → frontend   Table, Reply, SetLog
 
 Everybody connects to the controller, says who it is, and what it was told last: so a controller that takes the place of
 one that died goes on from there.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -115,6 +115,7 @@ class Serving(Struct, frozen=True):
 class Table(Struct, frozen=True, tag=True):
     """The whole state, each time any of it changes.
 
+    complete   what was there at the start has been loaded or refused
     versions   every version that is known, by name and version
     routing    of the models that have any
     explicit   by model, versions that were loaded (True) or unloaded (False) by request
@@ -122,6 +123,7 @@ class Table(Struct, frozen=True, tag=True):
     """
 
     generation: int = 0
+    complete: bool = False
     versions: tuple[VersionState, ...] = ()
     routing: dict[str, Routing] = {}
     explicit: dict[str, dict[str, bool]] = {}
@@ -197,6 +199,35 @@ class Ask(Struct, frozen=True, tag=True):
     command: Command
 
 
+class Told(Struct, frozen=True, tag=True):
+    """A frontend answers by this table from now on, with every version that it says is ready."""
+
+    generation: int
+
+
+# ── to the load gate and back (service/engine/preflight.py) ──────────────────────────────────────────────────────────
+
+
+class Trial(Struct, frozen=True):
+    """`settings`: those of the service, as JSON."""
+
+    name: str
+    version: str
+    path: str
+    settings: dict[str, Any]
+    overrides: Overrides = Overrides()
+    plan: Plan | None = None
+    budget_s: float = 0.0
+
+
+class Verdict(Struct, frozen=True):
+    """`plan` None: refused, for the `reason`. `memory_bytes`: what the version takes beside an empty process."""
+
+    reason: str = ""
+    plan: Plan | None = None
+    memory_bytes: int = 0
+
+
 # ── the first message of each connection ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -210,9 +241,10 @@ class Hello(Struct, frozen=True, tag=True):
     secret: str
     role: Literal["engine", "frontend"]
     number: int
+    pid: int
     serving: tuple[Serving, ...] = ()
     table: Table | None = None
 
 
-ToController = Hello | Loaded | Refused | Unloaded | Ask
+ToController = Hello | Loaded | Refused | Unloaded | Ask | Told
 FromController = Load | Unload | AllLoaded | SetLog | Table | Reply

@@ -18,7 +18,7 @@ from types import FrameType
 
 from models.manifest import MODEL_FILE, digest_file
 from service.engine.providers import Device
-from service.engine.repository import FoundVersion, find_versions
+from service.engine.repository import find_versions, overrides_by_hand
 from service.engine.session import UnservableModel, default_device
 from service.engine.tuned import (
     PLOT_FILE,
@@ -32,6 +32,7 @@ from service.engine.tuned import (
     require_writable,
     write_entry,
 )
+from service.lifecycle.catalogue import FoundVersion
 from service.machine import available_cores
 from service.settings import Settings, read_settings, settings_by_hand
 from service.tuning import report
@@ -160,6 +161,10 @@ def _find(repository: Path, name: str) -> FoundVersion:
     if name not in found:
         there = f"it has {', '.join(found)}" if found else "it has no <name>/<version>/ folder"
         raise _Refused(f"no model {name!r} in {repository}; {there}")
+    if refused := found[name].refused:
+        raise _Refused(f"model {name}: {refused}")
+    if by_hand := overrides_by_hand(found[name].overrides):
+        raise _Refused(f"model {name}: its settings file says {', '.join(by_hand)}; serve would use nothing else")
     if not (found[name].path / MODEL_FILE).is_file():
         raise _Refused(f"model {name} version {found[name].version}: {MODEL_FILE} is missing")
     return found[name]

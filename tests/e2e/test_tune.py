@@ -180,6 +180,25 @@ def test_what_cannot_be_tuned_is_refused_with_the_reason(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[engine]\nthread = 1\n", "model scores: model.toml: engine.thread: no such setting"),
+        (
+            "[engine]\nthreads = 1\n",
+            "its settings file says engine.threads; serve would use nothing else",
+        ),
+    ],
+)
+def test_a_model_whose_settings_leave_nothing_to_find_is_not_tuned(tmp_path: Path, text: str, said: str) -> None:
+    publish_scores(tmp_path)
+    (tmp_path / "scores/model.toml").write_text(text)
+    with pytest.raises(command._Refused, match=said):
+        command._find(tmp_path, "scores")
+    (tmp_path / "scores/model.toml").write_text("[requests]\ntimeout_ms = 100\n")
+    assert command._find(tmp_path, "scores").version == "1"
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_the_search(tmp_path: Path) -> None:
     with pytest.raises(command._Refused, match="--dry-run only prints the choice"):
         command._check(read_settings([], "serve"), tmp_path / "missing", dry_run=False)

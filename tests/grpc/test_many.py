@@ -2,16 +2,17 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from service.frontend.grpc.open_inference_pb2 import ModelInferRequest
-from tests.grpc.conftest import Serve
+from tests.grpc.conftest import FAST_START, Serve
 from tests.grpc.test_infer_tensors import floats
 from tests.support.rpc import NO_LIMIT, address, arrays, request, stub
-from tests.support.server import Server, wait_until
+from tests.support.server import Server, running_server, wait_until
 from tests.support.tensors import same
 
 ONE_AT_A_TIME = ("--engine.instances", "1", "--engine.threads", "1", "--batching.max-batch-size", "1")
@@ -84,6 +85,20 @@ async def test_the_servers_timeout_and_the_requests_hold_without_a_deadline(serv
             assert "deadline" in late[0].details()
             assert len(late) < len(outcomes)
     await asyncio.to_thread(server.assert_settled)
+
+
+async def test_a_models_own_timeout_holds_without_a_deadline(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/1").symlink_to(repository / "slow/1")
+    (tmp_path / "slow/model.toml").write_text("[requests]\ntimeout_ms = 20\n")
+    with running_server(*FAST_START, *ONE_AT_A_TIME, "--repository", str(tmp_path)) as server:
+        async with channel(server) as connection:
+            calls = stub(connection)
+            outcomes = await asyncio.gather(*(calls.ModelInfer(slow(i)) for i in range(6)), return_exceptions=True)
+        late = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert len(late) >= 5  # each waits for the 100 ms of those before it
+        assert {error.code() for error in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        await asyncio.to_thread(server.assert_settled)
 
 
 async def test_what_waits_runs_by_priority(serve: Serve) -> None:

@@ -45,6 +45,7 @@ NUMBERS = {
     "ModelConfig": {
         **{"name": 1, "platform": 2, "version_policy": 3, "max_batch_size": 4, "input": 5, "output": 6},
         **{"instance_group": 7, "default_model_filename": 8, "dynamic_batching": 11, "backend": 17},
+        "response_cache": 24,
     },
     "ModelInput": {"name": 1, "data_type": 2, "dims": 4},
     "ModelOutput": {"name": 1, "data_type": 2, "dims": 3},
@@ -52,6 +53,7 @@ NUMBERS = {
     "ModelVersionPolicy": {"latest": 1},
     "ModelVersionPolicy.Latest": {"num_versions": 1},
     "ModelDynamicBatching": {"preferred_batch_size": 1, "max_queue_delay_microseconds": 2},
+    "ModelResponseCache": {"enable": 1},
     "ModelStatisticsRequest": {"name": 1, "version": 2},
     "ModelStatisticsResponse": {"model_stats": 1},
     "ModelStatistics": {

@@ -27,8 +27,8 @@ from service.settings import Settings
 from tests.http.conftest import Serve
 from tests.support.server import Server
 
-# Answered, and no part of the API: the page with its files, other names of what is in it, and what says of a protocol
-# that it is not here: shared memory, labels of versions.
+# Answered, and no part of the API: the page with its files, other names of what is in it (a label may stand in place of
+# a version), and what says of a protocol that it is not here: shared memory.
 NOT_IN_THE_DOCUMENT = {
     *("/", "/docs", "/docs/openapi.json", "/docs/{path}", "/static/swagger-ui/{name}"),
     *("/v1/models/{model_name}/labels/{label}", "/v1/models/{model_name}/labels/{label}/metadata"),
@@ -39,6 +39,7 @@ NOT_IN_THE_DOCUMENT = {
 LENGTH = "Inference-Header-Content-Length"
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 MODELS = ("echo", "floats", "two", "scores", "votes", "halves")
+LONG_ROWS = ("two", "scores")  # in a form, text of the length of a row is one, whatever the document calls its type
 FITTING = {  # name → a body that fits, in either form; some of it is replaced by what is generated
     "echo": ([{"name": "x", "shape": [1, 4], "datatype": "UINT8", "data": [1, 2, 3, 4]}], [[1, 2, 3, 4]]),
     "floats": ([{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 2]}], [[0.5, 2]]),
@@ -61,7 +62,7 @@ def aim(case: schemathesis.Case) -> None:
     if number % 6 == 0:
         return
     fitting = isinstance(case.body, dict) and case.meta.generation.mode.is_positive
-    models = tuple(FITTING) if fitting else MODELS
+    models = tuple(FITTING) if fitting else LONG_ROWS if case.media_type == "multipart/form-data" else MODELS
     case.path_parameters["model_name"] = name = models[number // 6 % len(models)]
     if "model_version" in case.path_parameters:
         case.path_parameters["model_version"] = "1"

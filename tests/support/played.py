@@ -33,6 +33,7 @@ class PlayedEngines:
     """What a frontend asks of its engines to answer predictions."""
 
     def __init__(self, models: list[ServedModel]) -> None:
+        self.sticky: dict[str, str] = {}
         self._models = {model.facts.name: model for model in models}
         self.watchers: list[Callable[[], None]] = []
 
@@ -40,6 +41,9 @@ class PlayedEngines:
         if version in (None, "1") and (model := self._models.get(name)) is not None:
             return model
         raise UnknownModel(f"no model {name!r} version {version!r}")
+
+    def aliases(self, _: str) -> dict[str, str]:
+        return {}
 
     def models(self) -> list[ServedModel]:
         return list(self._models.values())

@@ -22,6 +22,7 @@ def test_a_plain_post_of_known_length_is_parsed() -> None:
     ("target", "route"),
     [
         (b"/predict/a%20b", Route("predict", "a b", None)),
+        (b"/predict/m/versions/canary", Route("predict", "m", "canary")),
         (b"/v2/models/m/infer", Route("infer", "m", None)),
         (b"/v2/models/m/versions/3/infer", Route("infer", "m", "3")),
         (b"/v1/models/m:predict", Route("v1:predict", "m", None)),

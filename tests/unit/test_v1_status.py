@@ -8,25 +8,32 @@ from litestar.datastructures import State
 from service.errors import UnknownModel
 from service.frontend.admin import Health
 from service.frontend.v1_status import status_of
+from service.lifecycle.messages import VersionState
 
 
 class FakeEngines:
-    """Of one model, m."""
+    """Of one model, m, and another."""
 
-    def __init__(self, versions: list[str], failures: dict[tuple[str, str], str]) -> None:
-        self._versions = versions
-        self.failures = failures
+    def __init__(self, *states: VersionState) -> None:
+        self._states = states
 
-    def versions(self, name: str) -> list[str]:
-        return self._versions if name == "m" else []
+    def states(self) -> dict[tuple[str, str], VersionState]:
+        return {(each.name, each.version): each for each in self._states}
+
+    def aliases(self, name: str) -> dict[str, str]:
+        return {}
 
     def find(self, name: str, version: str | None) -> Any:
         raise UnknownModel(f"no {name} {version}")
 
 
 def state(versions: list[str], health: str = "serving") -> State:
-    failures = {("m", "9"): "damaged", ("other", "3"): "not ours"}
-    return State({"engines": FakeEngines(versions, failures), "health": Health(health)})  # type: ignore[arg-type]
+    engines = FakeEngines(
+        *(VersionState("m", version, "READY") for version in versions),
+        VersionState("m", "9", "UNAVAILABLE", "damaged"),
+        VersionState("other", "3", "UNAVAILABLE", "not ours"),
+    )
+    return State({"engines": engines, "health": Health(health)})  # type: ignore[arg-type]
 
 
 def test_versions_are_listed_newest_first_and_refused_ones_are_at_their_end() -> None:

@@ -12,17 +12,19 @@ answered; `finished` waits for that.
 """
 
 import asyncio
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
 
+from service.batching.claim import ServedModel
 from service.batching.engines import Engines
 from service.errors import DeadlineExceeded, Draining, ServiceError
 from service.frontend.app import Frontend, refusal
-from service.frontend.grpc.calls import HEALTH_SERVICE, SERVICE, Calls
+from service.frontend.grpc.calls import HEALTH_SERVICE, SERVICE, Calls, Metadata
 from service.frontend.grpc.codes import abort, read
 from service.frontend.grpc.health_pb2 import DESCRIPTOR as HEALTH
 from service.frontend.grpc.infer import Write, prepare, streamed, unary
@@ -30,6 +32,7 @@ from service.frontend.grpc.open_inference_pb2 import DESCRIPTOR as OPEN_INFERENC
 from service.frontend.grpc.open_inference_pb2 import ModelInferRequest, ModelStreamInferResponse
 from service.frontend.grpc.stream import Streams
 from service.frontend.http import Answer, Request
+from service.frontend.sticky import point_for
 from service.metrics import RequestMetrics
 from service.settings import Settings
 
@@ -59,7 +62,7 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", _MOST_CALLS),
             )
         )
-        calls = Calls(engines, frontend.health, settings, metrics)
+        calls = Calls(engines, frontend.health, settings, metrics, frontend.access, frontend.controls)
         for service, methods in ((SERVICE, OPEN_INFERENCE), (HEALTH_SERVICE, HEALTH)):
             described = methods.services_by_name[service.rpartition(".")[2]].methods
             handlers = {method.name: self._handler(method, calls) for method in described}
@@ -97,7 +100,7 @@ class GrpcServer:
     async def _infer(self, data: bytes, context: Context) -> bytes | None:
         request = Request({}, b"")
         try:
-            outcome = await self._outcome(read(ModelInferRequest, data), request, context, unary)
+            outcome = await self._outcome(read(ModelInferRequest, data), data, request, context, unary)
         except ServiceError as error:
             outcome = error
         if isinstance(outcome := self._finish(request, outcome), Answer):
@@ -113,7 +116,7 @@ class GrpcServer:
         message = ModelInferRequest()
         try:
             message = read(ModelInferRequest, data)
-            outcome = await self._outcome(message, request, context, streamed)
+            outcome = await self._outcome(message, data, request, context, streamed)
         except ServiceError as error:
             outcome = error
         if isinstance(outcome := self._finish(request, outcome), Answer):
@@ -126,7 +129,7 @@ class GrpcServer:
         return answer.SerializeToString()  # type: ignore[no-any-return]
 
     async def _outcome(
-        self, message: ModelInferRequest, request: Request, context: Context, write: Write
+        self, message: ModelInferRequest, data: bytes, request: Request, context: Context, write: Write
     ) -> Answer | Exception:
         deadline = request.received_at + self._timeout_ns
         if (left_s := context.time_remaining()) is not None:
@@ -134,7 +137,8 @@ class GrpcServer:
         try:
             if self._frontend.health.state == "closing":
                 return Draining("the server is draining; send the request to another")
-            model = request.model = self._engines.find(message.model_name, message.model_version or None)
+            model = request.model = self._find(message, data, context)
+            deadline = min(deadline, model.deadline(request.received_at, self._timeout_ns))
             return await self._frontend.run(prepare(model, message, deadline, request.received_at, write), request)
         except asyncio.CancelledError:
             if time.monotonic_ns() >= deadline - _UNDER_WAY_NS:  # the client knows, so this is but counted
@@ -142,6 +146,13 @@ class GrpcServer:
             raise
         except Exception as error:  # noqa: BLE001 `finish` tells what it is
             return error
+
+    def _find(self, message: ModelInferRequest, data: bytes, context: Context) -> ServedModel:
+        """Of a split, by the call's metadata or the message's bytes. Raises UnknownModel, ModelNotReady."""
+        name, engines = message.model_name, self._engines
+        if message.model_version or name not in engines.sticky:
+            return engines.find(name, message.model_version or None)
+        return engines.draw(name, point_for(engines.sticky[name], _headers(context), data))
 
     def _finish(self, request: Request, outcome: Answer | Exception) -> Answer | ServiceError:
         """What the client gets; and it is counted."""
@@ -158,12 +169,32 @@ class GrpcServer:
         if method.name == "ModelStreamInfer":
             return grpc.stream_stream_rpc_method_handler(self._stream)
         answer = getattr(calls, _snake(method.name))
-        return grpc.unary_unary_rpc_method_handler(partial(_call, answer, method.input_type._concrete_class))
+        call = _ask if inspect.iscoroutinefunction(answer) else _call
+        return grpc.unary_unary_rpc_method_handler(partial(call, answer, method.input_type._concrete_class))
 
 
 async def _call(answer: Callable[[Any], Any], kind: type[Any], data: bytes, context: Context) -> bytes | None:
     try:
         return answer(read(kind, data)).SerializeToString()  # type: ignore[no-any-return]
+    except ServiceError as error:
+        await abort(context, error)
+        return None
+
+
+def _headers(context: Context) -> dict[bytes, bytes]:
+    """A call's metadata. Names are in lower case; the values of those that end in -bin are bytes already."""
+    metadata = context.invocation_metadata() or ()
+    return {key.encode(): value if isinstance(value, bytes) else value.encode() for key, value in metadata}
+
+
+async def _ask(
+    answer: Callable[[Any, Metadata], Awaitable[Any]], kind: type[Any], data: bytes, context: Context
+) -> bytes | None:
+    """A call that takes a while, and minds who asks."""
+    metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    try:
+        answered = await answer(read(kind, data), metadata)
+        return answered.SerializeToString()  # type: ignore[no-any-return]
     except ServiceError as error:
         await abort(context, error)
         return None

@@ -13,7 +13,7 @@ Checked by tests/http/test_openapi.py, which sends what the document allows and 
 from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import PathItem, Tag
+from litestar.openapi.spec import Components, PathItem, SecurityScheme, Tag
 from litestar.types import Method
 from litestar.types.internal_types import PathParameterDefinition
 
@@ -31,6 +31,8 @@ _TAGS = {
     "v1": "For clients of TensorFlow Serving and of KServe's first protocol.",
     "statistics": "What was asked so far.",
     "repository": "What there is to serve.",
+    "admin": "Which versions are served, and which answers. On the port of `admin.port`; on the public one where "
+    "`admin.public` is set, else these paths are not there.",
     "settings": "What the protocol's clients may ask of logging and tracing.",
     "health": "For probes and load balancers.",
     "metrics": "For Prometheus.",
@@ -46,6 +48,11 @@ def openapi_config(version: str) -> OpenAPIConfig:
         path="/docs",
         render_plugins=[SwaggerPage(), LiveDocument()],
         tags=[Tag(name, description) for name, description in _TAGS.items()],
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(type="http", scheme="bearer", description="The key of the admin API.")
+            }
+        ),
         operation_id_creator=_operation_id,
     )
 

@@ -25,11 +25,13 @@ from service.errors import MethodNotAllowed, ServiceError
 
 _WORDS = {
     400: "The request does not fit; the message names the field and what was expected.",
+    401: "The key of the admin API is missing or wrong; the message says which.",
     403: "Not switched on in this server.",
     404: "No such model or version; the message lists those that answer.",
     405: "Another method; `Allow` says which are answered here.",
     406: "`Accept` names no form that is offered; the message lists them.",
     408: "The body did not arrive in time.",
+    409: "An alias, a split or a shadow names the version; the message says which.",
     413: "The body is longer than the limit.",
     415: "The body is of a type the model does not take.",
     500: "The model failed on this input.",
@@ -52,10 +54,13 @@ _HEADERS = {
     "Retry-After": OpenAPIHeader(
         schema=Schema(type=OpenAPIType.INTEGER, minimum=0), required=True, description="Seconds."
     ),
+    "WWW-Authenticate": OpenAPIHeader(schema=_STRING, required=True, description="`Bearer`."),
     "Allow": OpenAPIHeader(schema=_STRING, required=True, description="The methods that this path answers."),
 }
+BEARER: list[dict[str, list[str]]] = [{"key": []}]
+"""The `security` of an operation that asks for the key of the admin API."""
 _ALWAYS = ("X-Request-ID", "Server-Timing")
-_OF_STATUS = {"405": ("Allow",), "503": ("Retry-After",)}
+_OF_STATUS = {"401": ("WWW-Authenticate",), "405": ("Allow",), "503": ("Retry-After",)}
 
 
 class Error(Struct):

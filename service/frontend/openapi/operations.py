@@ -28,7 +28,18 @@ from service.frontend.openapi.answers import error_responses
 from service.frontend.openapi.schemas import BYTES, CSV, FORM, INFERRED, LINES, PREDICTED, STRING, named
 
 NAME = Parameter(name="model_name", param_in="path", required=True, schema=STRING)
-VERSION = Parameter(name="model_version", param_in="path", required=True, schema=STRING)
+VERSION = Parameter(
+    name="model_version",
+    param_in="path",
+    required=True,
+    description="A version's number, or a label that points to one.",
+    schema=STRING,
+)
+VERSION_HEADER = {
+    "X-Model-Version": OpenAPIHeader(
+        schema=STRING, description="The version that answered, where the body does not tell it."
+    )
+}
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _LENGTH = Schema(type=OpenAPIType.INTEGER, minimum=0)
 PREDICTION_ERRORS = (
@@ -40,7 +51,8 @@ PREDICTION_ERRORS = (
 def prediction_paths() -> dict[str, PathItem]:
     model, version = "/v2/models/{model_name}", "/versions/{model_version}"
     return {
-        "/predict/{model_name}": PathItem(post=_predict()),
+        "/predict/{model_name}": PathItem(post=_predict("Predict", NAME)),
+        f"/predict/{{model_name}}{version}": PathItem(post=_predict("PredictVersion", NAME, VERSION)),
         f"{model}/infer": PathItem(post=_infer("Infer", NAME)),
         f"{model}{version}/infer": PathItem(post=_infer("InferVersion", NAME, VERSION)),
     }
@@ -50,10 +62,13 @@ def add_optional_bodies(document: OpenAPI) -> None:
     """Of handlers that read an optional body themselves, so that Litestar cannot describe it."""
     schemas = document.components.schemas
     trace = _part_of(schemas["TraceSettings"])
+    control = Schema(type=OpenAPIType.OBJECT, properties={"parameters": Schema(type=OpenAPIType.OBJECT)})
     bodies = {
         "/v2/repository/index": Schema(
             type=OpenAPIType.OBJECT, properties={"ready": Schema(type=OpenAPIType.BOOLEAN, default=False)}
         ),
+        "/v2/repository/models/{model_name}/load": control,
+        "/v2/repository/models/{model_name}/unload": control,
         "/v2/logging": _part_of(schemas["LogSettings"]),
         "/v2/trace/setting": trace,
         "/v2/models/{model_name}/trace/setting": trace,
@@ -69,19 +84,27 @@ def _part_of(schema: Schema) -> Schema:
     return Schema(type=OpenAPIType.OBJECT, properties=schema.properties, additional_properties=False)
 
 
-def _predict() -> Operation:
+def _predict(operation_id: str, *path: Parameter) -> Operation:
     top_k = Parameter(
         name="top_k",
         param_in="query",
         description="How many labels to answer with each item.",
         schema=Schema(type=OpenAPIType.INTEGER, minimum=1, default=5),
     )
+    answer = _answer(
+        {
+            "application/json": OpenAPIMediaType(schema=named("Predictions"), example=PREDICTED),
+            "text/csv": OpenAPIMediaType(schema=CSV),
+            "application/x-ndjson": OpenAPIMediaType(schema=LINES),
+        }
+    )
+    answer.headers = {**VERSION_HEADER}
     binary = {media_type: OpenAPIMediaType(schema=BYTES) for media_type in ("image/png", "image/jpeg")}
     return Operation(
-        operation_id="Predict",
+        operation_id=operation_id,
         tags=["predictions"],
         summary="Images, JSON or raw rows in; labels and probabilities out",
-        parameters=[NAME, top_k],
+        parameters=[*path, top_k],
         request_body=RequestBody(
             required=True,
             description="Of an image model, any of the formats it takes. Raw rows are the items' bytes, row-major, "
@@ -93,16 +116,7 @@ def _predict() -> Operation:
                 "application/octet-stream": OpenAPIMediaType(schema=BYTES),
             },
         ),
-        responses={
-            "200": _answer(
-                {
-                    "application/json": OpenAPIMediaType(schema=named("Predictions"), example=PREDICTED),
-                    "text/csv": OpenAPIMediaType(schema=CSV),
-                    "application/x-ndjson": OpenAPIMediaType(schema=LINES),
-                }
-            ),
-            **error_responses(*PREDICTION_ERRORS, NotAcceptable, UnsupportedMediaType),
-        },
+        responses={"200": answer, **error_responses(*PREDICTION_ERRORS, NotAcceptable, UnsupportedMediaType)},
     )
 
 

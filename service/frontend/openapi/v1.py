@@ -13,7 +13,7 @@ from litestar.openapi.spec import (
 from litestar.openapi.spec.enums import OpenAPIType
 
 from service.frontend.openapi.answers import error_responses
-from service.frontend.openapi.operations import NAME, PREDICTION_ERRORS, VERSION
+from service.frontend.openapi.operations import NAME, PREDICTION_ERRORS, VERSION, VERSION_HEADER
 
 _ANY = Schema()
 _FEATURES = Schema(type=OpenAPIType.OBJECT, description="A value for each input, or for each of its named columns.")
@@ -88,7 +88,9 @@ def _operation(
         parameters=[*parameters],
         request_body=RequestBody(required=True, content={"application/json": _json(request)}),
         responses={
-            "200": OpenAPIResponse(description="The answer.", content={"application/json": _json(response)}),
+            "200": OpenAPIResponse(
+                description="The answer.", headers={**VERSION_HEADER}, content={"application/json": _json(response)}
+            ),
             **error_responses(*PREDICTION_ERRORS),
         },
     )
