@@ -28,13 +28,16 @@ class Entries:
 
     def cells(self, region: int, key: str) -> memoryview | None:
         """The key's, for the region's owner to write; a free entry becomes its. None: there is none."""
+        free: memoryview | None = None
         for entry in self._entries(region):
             found = _key(entry)
             if found == key:
                 return entry[_HEAD_BYTES:].cast("q")
             if not found:
-                return _rename(entry, key)
-        return None
+                free = entry if free is None else free
+                if _generation(entry) % 2 == 0:  # else a predecessor died while it renamed this one: more may follow
+                    break
+        return None if free is None else _rename(free, key)
 
     def replace(self, region: int, old: str, key: str) -> memoryview:
         """The entry of `old`, which is there, becomes that of `key`, with cells of 0. For the region's owner."""
@@ -47,17 +50,16 @@ class Entries:
     def read(self, region: int, cells: slice, wanted: str | None = None) -> Iterator[tuple[str, list[int]]]:
         """Some cells of every entry, or of the one that is wanted."""
         for entry in self._entries(region):
-            if not (key := _key(entry)):
-                return
-            if wanted not in (None, key):
-                continue
             for _ in range(_TRIES):
-                generation = _generation(entry)
-                key, values = _key(entry), entry[_HEAD_BYTES:].cast("q")[cells].tolist()
-                if generation % 2 == 0 and _generation(entry) == generation:
-                    if wanted in (None, key):
-                        yield key, values
-                    break
+                generation, key = _generation(entry), _key(entry)
+                values = entry[_HEAD_BYTES:].cast("q")[cells].tolist() if wanted in (None, key) else []
+                if generation % 2 or _generation(entry) != generation:
+                    continue
+                if not key:
+                    return
+                if wanted in (None, key):
+                    yield key, values
+                break
 
     def _entries(self, region: int) -> Iterator[memoryview]:
         size = self._entry_bytes

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
 _RELEASE = int(Kind.RELEASE)
+_REST = 3  # a shadow's batch is followed by that many times its length without one
 _LOOK_AGAIN_S = 0.5  # whether the engine ends meanwhile
 
 
@@ -70,6 +71,7 @@ class _Work(NamedTuple):
     instance: Instance | None
     batch: list[WaitingItem]
     expired: list[WaitingItem]
+    taken_at: int
 
 
 class Engine:
@@ -109,6 +111,7 @@ class Engine:
         self._arrivals = 0
         self._idle_executors = 0
         self._next_model = 0
+        self._background_from = 0  # monotonic ns
         self._stopping = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
         self._epoll = self._links.epoll
@@ -160,7 +163,10 @@ class Engine:
         """Give back the instance of what is finished, and wait for something to do. None: stop."""
         with self._mutex:
             if finished:
-                number, model, instance, _, _ = finished.pop()
+                number, model, instance, batch, _, taken_at = finished.pop()
+                if batch and batch[0].priority == BACKGROUND_PRIORITY:
+                    ended_at = time.monotonic_ns()
+                    self._background_from = ended_at + _REST * (ended_at - taken_at)
                 self._running.discard(number)
                 if instance is not None:
                     model.idle.append(instance)
@@ -188,8 +194,8 @@ class Engine:
     def _take(self, now: int) -> tuple[_Work | None, int | None]:
         """Work for one executor; or else when to look again.
 
-        A shadow's only where no client's can run, and another executor is idle: whatever comes meanwhile is taken at
-        once, and this one looks again when it is idle itself.
+        A shadow's only where no client's can run and another executor is idle, which takes what comes meanwhile; and
+        not before the rest after the last is over: idle executors do not mean that the cores are.
         """
         work, retry_at = self._take_in_turn(now, background=False)
         if work is None and (self._idle_executors or self._n_executors == 1):
@@ -212,13 +218,15 @@ class Engine:
             model = self._models[indices[turn]]
             if not (len(model.waiting) and model.idle) or model.in_background is not background:
                 continue
+            if background and now < self._background_from:
+                return None, self._background_from
             idle = min(len(model.idle), self._idle_executors + 1)
             batch, expired, model_retry_at = model.waiting.take(now, idle, model.limits)
             if batch or expired:
                 self._next_model = turn + 1
                 self._batches += 1
                 self._running.add(self._batches)
-                return _Work(self._batches, model, model.idle.pop() if batch else None, batch, expired), None
+                return _Work(self._batches, model, model.idle.pop() if batch else None, batch, expired, now), None
             if model_retry_at is not None:
                 retry_at = min(retry_at or model_retry_at, model_retry_at)
         return None, retry_at

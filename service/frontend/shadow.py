@@ -15,6 +15,8 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -48,6 +50,7 @@ class Shadows:
         self.targets: dict[str, _Target] = {}
         self._engines = engines
         self._waiting: list[Copy] = []
+        self._to_do: deque[Callable[[], None]] = deque()
         self._under_way = 0  # of those that no longer wait
         self._logged: set[tuple[str, str, str]] = set()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="shoal-comparison")
@@ -101,7 +104,7 @@ class Shadows:
     def _repeat_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         for copy in waiting:
-            self._repeat(copy)
+            self._do_later(partial(self._repeat, copy))
 
     def _repeat(self, copy: Copy) -> None:
         shadow = self._find(copy.facts, copy.target, copy.n_items)  # much may have happened in between
@@ -110,11 +113,19 @@ class Shadows:
         claim = claim_rows(shadow, copy.n_items, copy.inputs, time.monotonic_ns() + _PATIENCE_NS)
         claim.priority = BACKGROUND_PRIORITY
         self._under_way += 1
-        # In a turn of its own: whoever tells of this answer may have those of clients to tell of as well.
-        claim.run(partial(self._answered_soon, copy))
+        claim.run(lambda claim: self._do_later(partial(self._answered, copy, claim)))
 
-    def _answered_soon(self, copy: Copy, claim: Claim) -> None:
-        asyncio.get_running_loop().call_soon(self._answered, copy, claim)
+    def _do_later(self, work: Callable[[], None]) -> None:
+        """One a turn of the event loop, so that what clients send and wait for gets its turn in between."""
+        if not self._to_do:
+            asyncio.get_running_loop().call_soon(self._do_next)
+        self._to_do.append(work)
+
+    def _do_next(self) -> None:
+        work = self._to_do.popleft()
+        if self._to_do:
+            asyncio.get_running_loop().call_soon(self._do_next)
+        work()
 
     def _answered(self, copy: Copy, claim: Claim) -> None:
         self._under_way -= 1

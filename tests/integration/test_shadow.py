@@ -198,6 +198,8 @@ async def test_a_version_that_has_gone_since_is_left_alone(pair: Callable[..., A
         del versions.engines.ready["2"]
         versions.shadows.repeat_soon(copy)
         versions.shadows._repeat_all()
+        await asyncio.sleep(0)  # the turn in which it begins
+        assert not versions.shadows._to_do
         assert versions.other.in_flight == 0
         assert versions.nothing_is_said
 
@@ -212,12 +214,10 @@ async def test_nothing_begins_before_the_client_is_answered_nor_without_200(
         versions.engines.watchers[-1]()
         request = Request({}, b"")
         frontend.encode(Prepared(await versions.ask(1), lambda _: Answer(b"")), request)
-        frontend._shadows._repeat_all()
-        assert versions.other.in_flight == 0, "it is copied and no more"
+        assert not frontend._shadows._waiting, "it is copied and no more"
         frontend.finish(request, outcome)
+        assert len(frontend._shadows._waiting) == isinstance(outcome, Answer)
         assert versions.other.in_flight == 0, "the answer is written in this turn"
-        frontend._shadows._repeat_all()
-        assert versions.other.in_flight == isinstance(outcome, Answer)
         if isinstance(outcome, Answer):
             assert await versions.said() == (1, 1, [])
 
@@ -263,3 +263,16 @@ async def test_a_clients_batch_has_no_item_of_a_shadow(start: Start) -> None:
             timings = await asyncio.gather(*waiting)
             assert [each.batch_size for each in timings] == [1, 3, 2]
             assert timings[1].queue_us >= timings[2].queue_us
+
+
+async def test_the_engine_rests_from_shadows_after_each_of_their_batches(start: Start) -> None:
+    async with start(cores=1, instances=1, max_batch_size=1) as (_, client):
+        model = cast(ServedModel, client.known("slow"))
+        with model.claim(1) as one, model.claim(1) as other:
+            for claim in (one, other):
+                claim.write("x", np.array([1]).tobytes())
+            timings = await asyncio.gather(
+                *(answered(claim, deadline_in(30), BACKGROUND_PRIORITY) for claim in (one, other))
+            )
+            first, second = sorted(timings)
+            assert second.queue_us - first.queue_us > 4 * first.compute_us, "its length, and three times that"
