@@ -86,10 +86,16 @@ class Versions:
                 routing[name] = model.settings.routing or Routing()
             for listed in model.versions:
                 if (name, listed.version) not in self.plans and (why := model.refused or listed.incomplete):
-                    self.set_state((name, listed.version), "UNAVAILABLE", why)
+                    self._refuse((name, listed.version), why)
         there = {(model.name, listed.version) for model in self.catalogue.values() for listed in model.versions}
         self.states = {key: state for key, state in self.states.items() if key in there or key in self.plans}
         self.table = replace(self.table, routing=_without_plain(routing), files=files)
+
+    def _refuse(self, key: Key, why: str) -> None:
+        """Without a trial. Logged once, as it is looked at again and again."""
+        if key not in self.states or self.states[key].reason != why:
+            log.error("model %s version %s is not served: %s", *key, why)
+        self.set_state(key, "UNAVAILABLE", why)
 
     def found(self, key: Key) -> FoundVersion | None:
         model = self.catalogue.get(key[0])
