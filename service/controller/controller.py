@@ -37,17 +37,13 @@ from service.errors import (
     UnknownModel,
     VersionInUse,
 )
-from service.lifecycle.catalogue import (
-    FoundVersion,
-    RepositoryUnreadable,
-    Settling,
-    scan,
-)
+from service.lifecycle.catalogue import FoundVersion, RepositoryUnreadable, Settling, scan
 from service.lifecycle.frames import Place
 from service.lifecycle.messages import (
     AllLoaded,
     Ask,
     Command,
+    Loaded,
     LoadModel,
     Plan,
     Refused,
@@ -83,8 +79,8 @@ class Controller:
     async def run(self) -> None:
         """For ever."""
         self._peers.keep(asyncio.create_task(self._peers.run()))
-        await self._everybody()
-        async with self._change:
+        async with self._change:  # whoever asks meanwhile waits
+            await self._everybody()
             await self._start()
         async with asyncio.TaskGroup() as together:
             together.create_task(self._judge())
@@ -100,45 +96,53 @@ class Controller:
             await self._peers.changed.wait()
 
     async def _start(self) -> None:
+        versions = self._versions
+        took_over = versions.table.complete
         for engine in self._peers.engines.values():
-            self._adopt(engine)
-        if not self._versions.table.complete and (path := self._settings.control.state_file) is not None:
+            for serving in engine.serving:
+                versions.plans[serving.name, serving.version] = serving.plan
+                versions.set_state((serving.name, serving.version), "READY")
+        if not took_over and (path := self._settings.control.state_file) is not None:
             kept = restored(path)
-            self._versions.table = replace(
-                self._versions.table, routing=kept.routing, explicit=kept.explicit, files=kept.files
-            )
-        self._versions.look()
-        names = [name for name in self._versions.by_size() if self._versions.is_chosen(name)]
-        for name in names:
-            await self._reconcile(name, tried=True, share=len(names))
+            versions.table = replace(versions.table, routing=kept.routing, explicit=kept.explicit, files=kept.files)
+        versions.look()
+        if took_over:
+            versions.end_what_was_begun()
+        else:
+            names = [name for name in versions.by_size() if versions.is_chosen(name)]
+            for name in names:
+                await self._reconcile(name, tried=True, share=len(names))
+        versions.table = replace(versions.table, complete=True)
         self._started = True
-        self._versions.table = replace(self._versions.table, complete=True)
+        for engine in list(self._peers.engines.values()):
+            await self._equip(engine)
         self._publish()
-        for engine in self._peers.engines.values():
-            engine.send(AllLoaded())
-
-    def _adopt(self, engine: EnginePeer) -> None:
-        """What an engine serves already, where this controller has taken another's place."""
-        for serving in engine.serving:
-            self._versions.plans[serving.name, serving.version] = serving.plan
-            self._versions.set_state((serving.name, serving.version), "READY")
 
     def _engine_came(self, engine: EnginePeer) -> None:
         if self._started:
-            self._peers.keep(asyncio.create_task(self._equip(engine)))
+            self._peers.keep(asyncio.create_task(self._equip_later(engine)))
+
+    async def _equip_later(self, engine: EnginePeer) -> None:
+        async with self._change:
+            await self._equip(engine)
+            self._publish()
 
     async def _equip(self, engine: EnginePeer) -> None:
-        """An engine that takes another's place gets what is served."""
-        async with self._change:
-            self._adopt(engine)
-            there = {(serving.name, serving.version) for serving in engine.serving}
-            try:
-                for key, plan in list(self._versions.plans.items()):
-                    if key not in there and (found := self._versions.found(key)) is not None:
-                        await engine.load(found, plan, 0.0)
-                engine.send(AllLoaded())
-            except EngineLost:
-                log.warning("engine %d died while it loaded what is served", engine.number)
+        """What is served and an engine has not, as it has taken another's place; then it may say that it is ready."""
+        try:
+            for key, plan in list(self._versions.plans.items()):
+                if key in engine.has:
+                    continue
+                found = self._versions.found(key)
+                answer = None if found is None else await engine.load(found, plan, 0.0)
+                if not isinstance(answer, Loaded) and len(self._peers.engines) == 1:
+                    del self._versions.plans[key]
+                    reason = "it is no longer in the repository" if answer is None else answer.reason
+                    self._versions.set_state(key, "UNAVAILABLE", reason)
+            self._peers.tell_frontends(self._versions.told())
+            engine.send(AllLoaded())
+        except EngineLost:
+            log.warning("engine %d died while it loaded what is served", engine.number)
 
     def _frontend_came(self, table: Table | None) -> None:
         """The newest of the tables holds: this controller may have taken another's place."""
@@ -206,6 +210,7 @@ class Controller:
     ) -> tuple[str, Plan | None]:
         """On each engine in turn, the later ones by the first one's plan. A reason: none of them has it."""
         loaded: list[EnginePeer] = []
+        await self._peers.until_an_engine()
         for engine in list(self._peers.engines.values()):
             try:
                 answer = await engine.load(found, plan, budget_s)
@@ -227,9 +232,7 @@ class Controller:
     async def _make_room(self, key: Key, short: str) -> str:
         """What stands against loading where memory is short: nothing, once what it replaces is gone."""
         name, version = key
-        replaced = set(self._versions.served(name)) - {
-            wanted for wanted in self._versions.wanted(name) if wanted != version
-        }
+        replaced = set(self._versions.served(name)) - (set(self._versions.wanted(name)) - {version})
         if self._settings.control.when_memory_is_short == "refuse" or not replaced:
             return short
         log.warning("model %s version %s: %s, so what it replaces goes first", name, version, short)
@@ -365,7 +368,7 @@ class Controller:
                 "move or remove these first"
             )
         if version is None:
-            self._versions.table.explicit.pop(name, None)
+            self._versions.forget_wishes(name)
         self._versions.wish(name, version or ALL, False)
         await self._reconcile(name)
 
@@ -389,6 +392,7 @@ class Controller:
                     raise LoadRefused(
                         f"failed to load {name!r} version {version}: {self._versions.reasons[name, version]}"
                     )
-        self._versions.route(name, after)
+        # Once more, as a guard may have spoken while that was loaded.
+        self._versions.route(name, changed(self._versions.routing(name), change))
         self._publish()
         await self._reconcile(name)

@@ -34,6 +34,7 @@ from service.lifecycle.messages import (
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 2.0
+_PATIENCE_WITH_ENGINES_S = 30.0
 
 
 class EngineLost(Exception):
@@ -41,11 +42,16 @@ class EngineLost(Exception):
 
 
 class EnginePeer:
-    """One engine, as long as it is connected. `serving` is what it said that it has when it came."""
+    """One engine, as long as it is connected.
+
+    serving   what it said that it has when it came
+    has       what it has now
+    """
 
     def __init__(self, number: int, serving: tuple[Serving, ...], writer: asyncio.StreamWriter) -> None:
         self.number = number
         self.serving = serving
+        self.has = {(each.name, each.version) for each in serving}
         self._writer = writer
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[Loaded | Refused | Unloaded]] = {}
@@ -56,11 +62,14 @@ class EnginePeer:
         order = Load(number, found.name, found.version, str(found.path), found.overrides, plan, budget_s)
         answer = await self._order(number, order)
         assert not isinstance(answer, Unloaded), "bug: an unload answered a load"
+        if isinstance(answer, Loaded):
+            self.has.add((found.name, found.version))
         return answer
 
     async def unload(self, name: str, version: str) -> None:
         """Raises EngineLost."""
         number = next(self._numbers)
+        self.has.discard((name, version))
         await self._order(number, Unload(number, name, version))
 
     def send(self, message: Struct) -> None:
@@ -132,6 +141,14 @@ class Peers:
         data = frame(message)
         for frontend in self.frontends.values():
             frontend.writer.write(data)
+
+    async def until_an_engine(self) -> None:
+        """One that died is replaced soon; where it is not, whoever waits must see to it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_WITH_ENGINES_S):
+                while not self.engines:
+                    self.changed.clear()
+                    await self.changed.wait()
 
     async def until_told(self, generation: int) -> None:
         """Until every frontend answers by this table; one that has gone, or hangs, is not waited for."""

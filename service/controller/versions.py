@@ -53,6 +53,16 @@ class Versions:
         name, _ = key
         return self.plans.get(key) or next((self.plans[name, other] for other in self.served(name)), None)
 
+    def end_what_was_begun(self) -> None:
+        """States that another controller left: what it was about is not being done any more."""
+        for key, state in list(self.states.items()):
+            if key not in self.plans and state.state != "UNAVAILABLE":
+                self.set_state(key, "UNAVAILABLE", "the controller died while it was loaded or unloaded")
+
+    def forget_wishes(self, name: str) -> None:
+        explicit = {each: wishes for each, wishes in self.table.explicit.items() if each != name}
+        self.table = replace(self.table, explicit=explicit)
+
     def route(self, name: str, routing: Routing) -> None:
         self.table = replace(self.table, routing=_without_plain({**self.table.routing, name: routing}))
 
