@@ -181,7 +181,7 @@ class Client:
     def _retire(self, model: ServedModel) -> None:
         """No new request finds it. Those that have it are answered; then its engine hears that it is free."""
         facts = model.facts
-        versions = self._models[facts.name]
+        versions = self._models.get(facts.name, {})
         if versions.get(facts.version) is model:  # else another copy has taken its place
             del versions[facts.version]
             if not versions:
@@ -196,9 +196,7 @@ class Client:
         del self._by_index[model.index]
         model.free.clear()  # its rows are another's from now on
         model.observer.in_flight(0)
-        if not any(
-            other.facts.version == model.facts.version for other in self._models.get(model.facts.name, {}).values()
-        ):
+        if model.facts.version not in self._models.get(model.facts.name, {}):  # else another copy goes on
             self._observer.gone(model.facts)
         self._outgoing.append(_pack(_RELEASE, 0, model.index, 0, 0, 0))
         self._send()

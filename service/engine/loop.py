@@ -113,6 +113,7 @@ class Engine:
         self._next_model = 0
         self._background_from = 0  # monotonic ns
         self._stopping = False
+        self._all_loaded = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
         self._epoll = self._links.epoll
         self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
@@ -346,8 +347,10 @@ class Engine:
         self._links.tell(failed)
 
     def all_loaded(self) -> None:
-        """Tell the frontends that what was there at the start is loaded or refused."""
-        self._links.tell(ModelsLoaded())
+        """Tell the frontends that what was there at the start is loaded or refused. Once is enough."""
+        if not self._all_loaded:
+            self._all_loaded = True
+            self._links.tell(ModelsLoaded())
 
     def _released(self, index: int, frontend: int) -> None:
         """Under the mutex. The frontend has none of the model's slots any more; who never had does no harm."""
