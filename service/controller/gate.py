@@ -49,4 +49,4 @@ def too_large(verdict: Verdict) -> str | None:
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:  # Any: whatever settings are
-    return settings.model_dump(mode="json", exclude={"admin"})
+    return settings.model_dump(mode="json", exclude={"admin", "remote"})

@@ -7,7 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from tests.support.server import ROOT, running_server
+from tests.support.server import ROOT, running_server, wait_until
 
 COMMANDS = [
     line
@@ -34,6 +34,8 @@ def test_a_promotion_and_a_roll_back_go_as_the_page_says(tmp_path: Path) -> None
             done = subprocess.run(["bash", "-c", here], cwd=ROOT, capture_output=True, timeout=60)
             assert done.returncode == 0, (command, done.stdout)
             said.append((command, json.loads(done.stdout)))
+            if "/predict/" in command and "shadow" in COMMANDS[len(said) - 2]:
+                wait_until(lambda: server.metrics()["shoal_shadow_items_total", "mnist"] == 1, "the shadow's answer")
     answers = [answer["version"] for command, answer in said if "/predict/" in command]
     assert answers[:2] == ["3", "2"]
     assert answers[2] in ("2", "3")

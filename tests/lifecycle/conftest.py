@@ -4,7 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.batching.client import Client
 from service.batching.engines import Engines
 from service.batching.link import link_pair
 from service.controller.controller import Controller
@@ -60,7 +59,7 @@ class Lifecycle:
     controls: Controls
     engine: Engine
     controller: asyncio.Task[None]
-    errors: list[str] = field(default_factory=list)
+    counts: SharedCounts
 
     async def ask(self, command: Command) -> None:
         async with asyncio.timeout(60):
@@ -86,6 +85,10 @@ class Lifecycle:
             if (each.name, each.version) == (name, str(version)):
                 return f"{each.state} {each.reason}".strip()
         return "absent"
+
+    async def pause(self) -> None:
+        """A part of the time between two looks of the controller at its guards."""
+        await asyncio.sleep(0.15)
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         try:
@@ -116,8 +119,9 @@ def start(tmp_path: Path) -> Start:
         controls = Controls(engines.apply, engines.holds)
         engine.start()
         connected = asyncio.create_task(controls.run(place, 0))
-        controller = asyncio.create_task(Controller(settings, 1, place, SharedCounts(1)).run())
-        lifecycle = Lifecycle(root, engines, controls, engine, controller)
+        counts = SharedCounts(1)
+        controller = asyncio.create_task(Controller(settings, 1, place, counts).run())
+        lifecycle = Lifecycle(root, engines, controls, engine, controller, counts)
         try:
             async with asyncio.timeout(60):
                 await engines.any_loaded()
@@ -130,7 +134,3 @@ def start(tmp_path: Path) -> Start:
             place.listener.close()
 
     return started
-
-
-def clients_of(lifecycle: Lifecycle) -> list[Client]:
-    return lifecycle.engines._clients
