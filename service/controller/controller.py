@@ -169,14 +169,16 @@ class Controller:
             await self._load((name, missing[0]), tried, self._settings.engine.tune_budget_s / share)
         for version in set(self._versions.served(name)) - set(self._versions.wanted(name)):
             await self._retire((name, version))
+        for version in self._versions.outdated(name):
+            await self._load((name, version), False, self._settings.engine.tune_budget_s)
 
     async def _load(self, key: Key, tried: bool, budget_s: float) -> None:
         """Served by all engines, or refused by state. A version of that number that is served goes on until then."""
-        name, version = key
         found = self._versions.found(key)
         assert found is not None, "bug: what is loaded has been found"
         begun = time.monotonic()
         plan = self._versions.plan_for(key)
+        self._versions.set_by[key] = found.overrides
         if key not in self._versions.plans:
             self._versions.set_state(key, "LOADING")
             self._publish()
@@ -194,7 +196,7 @@ class Controller:
             self._versions.refused.pop(key, None)
             self._versions.set_state(key, "READY")
             if not tried:
-                log.info("model %s version %s is served, %.2f s after", name, version, time.monotonic() - begun)
+                log.info("model %s version %s is served, %.2f s after", *key, time.monotonic() - begun)
         else:
             self._versions.refused[key] = self._versions.fingerprint(key)
             self._versions.reasons[key] = reason

@@ -1,7 +1,7 @@
 """What is there, what is served, and what is wanted: the controller's view of the repository, and nothing it does.
 
-on disk (catalogue) ─ refused ─ not settled ─► policy, or what was asked for ─┬─► wanted
-                                   aliases, split, shadow ─► pinned ──────────┘
+What is on disk, whole, settled and not refused is subject to the policy, or to what was asked for; what aliases, split
+and shadow name is wanted as well.
 """
 
 import logging
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from service.errors import LoadRefused, UnknownModel
 from service.lifecycle.catalogue import Catalogue, FoundVersion, ListedModel, ListedVersion, RepositoryUnreadable, scan
-from service.lifecycle.messages import Plan, State, Table, VersionState
+from service.lifecycle.messages import Overrides, Plan, State, Table, VersionState
 from service.lifecycle.routing import STABLE, Routing, named_versions
 from service.lifecycle.version_policy import Latest, in_order, wanted
 from service.settings import Settings
@@ -28,6 +28,7 @@ class Versions:
 
     usable    what may be loaded; None: whatever is there whole
     plans     of what is served
+    set_by    the settings of its model that a version was last loaded with, or refused
     refused   the fingerprint of what was refused, so that it is tried again once it changes
     reasons   of the last load that failed
     """
@@ -38,6 +39,7 @@ class Versions:
         self.usable: set[Key] | None = None
         self.states: dict[Key, VersionState] = {}
         self.plans: dict[Key, Plan] = {}
+        self.set_by: dict[Key, Overrides] = {}
         self.refused: dict[Key, Hashable] = {}
         self.reasons: dict[Key, str] = {}
         self.table = Table()
@@ -49,9 +51,23 @@ class Versions:
         return self.table
 
     def plan_for(self, key: Key) -> Plan | None:
-        """How it is run, or another version of the model: then nothing need be measured beside what is served."""
-        name, _ = key
-        return self.plans.get(key) or next((self.plans[name, other] for other in self.served(name)), None)
+        """How it is run, or another version of the model: then nothing need be measured beside what is served.
+
+        Not where the model's settings have changed since.
+        """
+        name, version = key
+        now = self.catalogue[name].settings.overrides
+        for other in (version, *self.served(name)):
+            if (plan := self.plans.get((name, other))) is not None and self.set_by.get((name, other), now) == now:
+                return plan
+        return None
+
+    def outdated(self, name: str) -> list[str]:
+        """Versions that are served by settings that have changed since."""
+        if (model := self.catalogue.get(name)) is None or model.refused:
+            return []
+        now = model.settings.overrides
+        return [version for version in self.served(name) if self.set_by.get((name, version), now) != now]
 
     def end_what_was_begun(self) -> None:
         """States that another controller left: what it was about is not being done any more."""

@@ -61,3 +61,15 @@ async def test_routing_moves_by_the_settings_file(start: Start, tmp_path: Path) 
         (root / "times/model.toml").write_text("[routing]\naliases = { stable = 1, canary = 2 }\n")
         await lifecycle.until(lambda: lifecycle.engines.versions("times") == ["1", "2"], "both versions")
         assert lifecycle.controls.table.routing["times"].aliases == {"stable": "1", "canary": "2"}
+
+
+async def test_a_model_whose_settings_change_is_loaded_again_with_them(start: Start, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    write_version(root, "times", 1, 10)
+    engine = {"threads": 1, "tune_budget_s": 0, "device": "cpu", "cores": 2}
+    async with start(root, control=POLL, engine=engine) as lifecycle:
+        assert lifecycle.engines.find("times").facts.instances == 2
+        (root / "times/model.toml").write_text("[engine]\ninstances = 1\n[batching]\nmax_batch_size = 3\n")
+        await lifecycle.until(lambda: lifecycle.engines.find("times").facts.instances == 1, "one instance")
+        assert lifecycle.engines.find("times").facts.max_batch_size == 3
+        assert await lifecycle.predict("times", 3) == 30
