@@ -6,8 +6,8 @@ import pytest
 
 from service.engine.providers import Gpu, Node, complaint, nodes_on_cpu, providers, wants_graphs
 from service.engine.serve import model_settings
+from service.listening import StartError, require_device
 from service.settings import Engine, Settings, SettingsError, read_settings
-from service.supervisor import StartError, require_device
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 
@@ -85,10 +85,10 @@ def test_half_precision_without_tensorrt_stops_the_start() -> None:
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_a_gpu_asked_for_by_name_must_be_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(engine=Engine(device=device))
-    monkeypatch.setattr("service.supervisor.cuda_devices", list)
+    monkeypatch.setattr("service.listening.cuda_devices", list)
     with pytest.raises(StartError, match=f"--engine.device {device}: no CUDA device"):
         require_device(settings)
-    monkeypatch.setattr("service.supervisor.cuda_devices", lambda: ["0"])
+    monkeypatch.setattr("service.listening.cuda_devices", lambda: ["0"])
     require_device(settings)
 
 
