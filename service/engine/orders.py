@@ -6,7 +6,6 @@ copy of it is announced before the other is retired, so no request finds neither
 
 import ctypes
 import logging
-import os
 import socket
 import time
 from dataclasses import replace
@@ -64,7 +63,7 @@ class Orders:
 
     def _hello(self) -> Hello:
         serving = tuple(Serving(*key, plan) for key, (_, plan) in self._served.items())
-        return Hello(self._place.secret, "engine", self._number, os.getpid(), serving)
+        return Hello(self._place.secret, "engine", self._number, serving)
 
     def _hang_up(self) -> None:
         """From another thread: what waits for an order returns."""

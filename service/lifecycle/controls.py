@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import socket
 from collections.abc import Callable
 
@@ -74,7 +73,7 @@ class Controls:
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         telling: asyncio.Task[None] | None = None
         try:
-            writer.write(frame(Hello(place.secret, "frontend", number, os.getpid(), table=self.table)))
+            writer.write(frame(Hello(place.secret, "frontend", number, table=self.table)))
             self._writer = writer
             while True:
                 match await receive(reader, Table | Reply | SetLog):  # type: ignore[arg-type]  # a union is no type

@@ -241,7 +241,6 @@ class Hello(Struct, frozen=True, tag=True):
     secret: str
     role: Literal["engine", "frontend"]
     number: int
-    pid: int
     serving: tuple[Serving, ...] = ()
     table: Table | None = None
 
